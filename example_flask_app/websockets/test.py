@@ -1,0 +1,29 @@
+"""An echo that a view can push to, at /ws/test and, with a role, at /ws/test?role=editor."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from wsmiddleware import WebSocketError, WebSocketListener
+
+
+class Test(WebSocketListener):
+    idle_timeout = 0  # never: it waits for a push, and pings find the dead
+    roles = ()
+
+    def on_open(self, wsclient):
+        self.roles = self.session.request_parameter_map.get("role", [])
+        return "Welcome"
+
+    def on_message(self, wsclient, message):
+        return "ECHO:" + message
+
+    def on_binary_message(self, wsclient, data):
+        return data
+
+    def has_role(self, role):
+        return role in self.roles
+
+    def send_message(self, text):
+        with suppress(WebSocketError):  # it may have gone since it was listed
+            self.wsclient.send(text, wait=False)

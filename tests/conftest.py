@@ -1,0 +1,80 @@
+"""Fixtures of every test, and what holds for all of them.
+
+The test process is monkey-patched, as every process with listeners is. So the independent client of
+`websockets.sync` runs its threads as greenlets, and servers, clients and tests share one loop.
+"""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import Server, serving, wait_until
+from support.strict import pytest_make_collect_report, pytest_runtest_makereport
+
+# pytest finds hooks by the names in this module.
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's settings or another's, or leaves a websocket.json in the checkout."""
+    for name in os.environ:
+        if name.startswith("WSMIDDLEWARE_") and not name.startswith("WSMIDDLEWARE_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_connection_left(own_surroundings: None) -> Iterator[None]:
+    """A test whose connections outlive it fails: there is a leak, or it forgot to close one."""
+    yield
+    if "wsmiddleware.info" not in sys.modules:
+        return  # a test of bytes alone
+    from wsmiddleware import websocket_info
+
+    def left() -> list[str]:
+        return [instance.session.id for instance in websocket_info().instances]
+
+    wait_until(lambda: not left(), lambda: f"connections left open: {left()}")
+
+
+@pytest.fixture
+def listener_dir(tmp_path: Path) -> Callable[..., Path]:
+    """`listener_dir(chat="source…")` writes listener files and gives their directory.
+
+    The import of `WebSocketListener` need not be written each time.
+    """
+    directory = tmp_path / "websockets"
+
+    def write(**sources: str) -> Path:
+        directory.mkdir(exist_ok=True)
+        for channel, source in sources.items():
+            text = "from wsmiddleware import WebSocketListener\n" + textwrap.dedent(source)
+            (directory / f"{channel}.py").write_text(text, encoding="utf-8")
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """`serve(app)` starts a server for the length of the test; its options are `WSGIServer`'s."""
+    with ExitStack() as stack:
+
+        def start(app: Any, **options: Any) -> Server:
+            server: AbstractContextManager[Server] = serving(app, **options)
+            return stack.enter_context(server)
+
+        yield start

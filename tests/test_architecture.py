@@ -1,0 +1,129 @@
+"""The order of the rooms: imports point downwards only, and each optional package has one door."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+PACKAGE = ROOT / "wsmiddleware"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+#: From the lowest to the highest; "" is the package itself. A new module is given its place here.
+ORDER = """
+    exceptions values log settings config metrics
+    protocol net listeners backplane
+    registry policy upgrade info middleware client
+    "" handler reloader server gunicorn admin testing cli __main__
+""".replace('""', "_").split()
+
+#: Who alone may import it.
+DOORS = {
+    "gunicorn": "gunicorn",
+    "geventwebsocket": "handler",
+    "redis": "backplane.redis",
+    "websockets": "protocol.masking",
+}
+
+#: What the engine must not know of: sockets, clocks, threads.
+NOT_IN_PROTOCOL = {
+    "asyncio",
+    "datetime",
+    "select",
+    "selectors",
+    "socket",
+    "ssl",
+    "threading",
+    "time",
+}
+
+
+def name_of(file: Path) -> str:
+    """`protocol.engine` for wsmiddleware/protocol/engine.py, `protocol.` for its __init__.py."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__")
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """The absolute names that a file imports at run time, wherever in it the import stands."""
+    package = ["wsmiddleware", *name_of(file).split(".")[:-1]]
+    waiting: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting.extend(node.orelse)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            source = ".".join([*start, *filter(None, [node.module])])
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+        else:
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def own_imports_of(file: Path) -> set[str]:
+    """The modules of this package that a file imports."""
+    found = set()
+    known = {name_of(other).rstrip(".") for other in FILES}
+    for name in imports_of(file):
+        if name.split(".")[0] == "wsmiddleware":
+            inner = name.removeprefix("wsmiddleware").removeprefix(".")
+            found.add(inner if inner in known else inner.rpartition(".")[0])
+    return found
+
+
+def rank(module: str) -> int:
+    """How high the module's room lies."""
+    room = module.split(".")[0] or "_"
+    assert room in ORDER, f"give {module} its place in ORDER"
+    return ORDER.index(room)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_point_downwards(file: Path) -> None:
+    above = {name for name in own_imports_of(file) if rank(name) > rank(name_of(file))}
+    assert not above, f"{name_of(file)} imports {above}, which lies above it"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {name_of(file).rstrip("."): own_imports_of(file) for file in FILES}
+    tuple(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_optional_package_is_imported_by_one_file(package: str) -> None:
+    users = {
+        name_of(file)
+        for file in FILES
+        if any(name.split(".")[0] == package for name in imports_of(file))
+    }
+    assert users <= {DOORS[package]}
+
+
+def test_protocol_knows_bytes_only() -> None:
+    found = set()
+    for file in (PACKAGE / "protocol").glob("*.py"):
+        found |= {name.split(".")[0] for name in imports_of(file)}
+    assert found <= sys.stdlib_module_names | {"wsmiddleware", "websockets"}
+    assert not found & NOT_IN_PROTOCOL
+
+
+def test_middleware_and_handler_meet_only_in_the_environ() -> None:
+    assert "middleware" not in own_imports_of(PACKAGE / "handler.py")
+    assert "handler" not in own_imports_of(PACKAGE / "middleware.py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_module_says_what_it_is_and_what_it_offers(file: Path) -> None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    code = [ast.unparse(node).split("=")[0].strip() for node in tree.body[1:]]
+    if file.stem not in ("__init__", "__main__"):
+        assert code[0] == "from __future__ import annotations"
+        assert any(line.startswith("__all__") for line in code)

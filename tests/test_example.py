@@ -1,0 +1,168 @@
+"""The example application in each of the ways to serve it that the README names."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection
+
+from support import ROOT, Server, running
+from wsmiddleware import CloseCode
+
+WAYS = {
+    "run": "wsmiddleware run app:app",
+    "worker": "gunicorn -k wsmiddleware.gunicorn.GeventWebSocketWorker app:app",
+    "alias": "gunicorn -k geventwebsocket app:app",
+    "module": "gunicorn -c python:wsmiddleware.gunicorn -k geventwebsocket app:app",
+    "stock": "gunicorn -k geventwebsocket.gunicorn.workers.GeventWebSocketWorker app:app",
+}
+
+
+def arguments_of(way: str) -> list[str]:
+    """The README's command, but on a port that is free."""
+    command = shlex.split(WAYS[way])
+    return [*command, "--port=0"] if way == "run" else [*command, "--bind=127.0.0.1:0"]
+
+
+def copy_example(folder: Path) -> Path:
+    """The example without what a developer's own run has left in it."""
+    ignored = shutil.ignore_patterns("websocket.json", "__pycache__")
+    return shutil.copytree(ROOT / "example_flask_app", folder / "example", ignore=ignored)
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def server(way: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(arguments_of(way), cwd=copy_example(tmp_path_factory.mktemp(way))) as process:
+        yield process.server
+
+
+def sign_in(server: Server, name: str) -> str:
+    """The session's cookie."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = server.request("POST", "/name", urlencode({"name": name}), form)
+    assert answer.status == 302
+    return answer.headers["Set-Cookie"].split(";")[0]
+
+
+def chat(server: Server, name: str, room: str) -> ClientConnection:
+    """A connection of someone who has signed in."""
+    cookie = sign_in(server, name)
+    return server.connect(f"/ws/chat/{room}", additional_headers={"Cookie": cookie})
+
+
+def said(ws: ClientConnection) -> tuple[object, ...]:
+    """The next message, in short."""
+    message = json.loads(ws.recv(5))
+    return message["event"], message["name"], message.get("text"), message["people"]
+
+
+def test_readme_names_the_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in WAYS.values():
+        assert command in readme
+
+
+def test_page_allows_itself_only(server: Server) -> None:
+    page = server.get("/")
+    assert page.status == 200
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert "//cdn" not in page.text and "<script>" not in page.text
+
+
+def test_name_is_escaped_in_the_page(server: Server) -> None:
+    page = server.get("/", Cookie=sign_in(server, "<script>alert(1)</script>"))
+    assert "&lt;script&gt;" in page.text
+    assert "<script>alert" not in page.text
+
+
+def test_others_in_the_room_hear_what_one_says(server: Server) -> None:
+    with chat(server, "Ann", "tea") as ann, chat(server, "Cyd", "coffee") as cyd:
+        assert said(ann) == ("came", "Ann", None, ["Ann"])
+        assert said(cyd) == ("came", "Cyd", None, ["Cyd"])
+        with chat(server, "Bob", "tea") as bob:
+            assert said(bob) == said(ann) == ("came", "Bob", None, ["Ann", "Bob"])
+            bob.send("<b>hi</b>")
+            assert said(bob) == said(ann) == ("said", "Bob", "<b>hi</b>", ["Ann", "Bob"])
+        assert said(ann) == ("left", "Bob", None, ["Ann"])
+        with pytest.raises(TimeoutError):
+            cyd.recv(0.05)
+
+
+def test_chat_takes_text_only(server: Server) -> None:
+    with chat(server, "Ann", "binary") as ann:
+        ann.recv(5)
+        ann.send(b"\x00")
+        with pytest.raises(ConnectionClosed):
+            ann.recv(5)
+    assert (ann.close_code, ann.close_reason) == (CloseCode.UNSUPPORTED_DATA, "text only")
+
+
+def test_chat_refuses_who_has_not_signed_in(way: str, server: Server) -> None:
+    assert_refused(way, server, "/ws/chat")
+
+
+def test_foreign_origin_is_refused(way: str, server: Server) -> None:
+    assert_refused(way, server, "/ws/test", origin="http://evil.example")
+
+
+def assert_refused(way: str, server: Server, path: str, **options: Any) -> None:
+    """403; under the stock worker, whose 101 has gone out before anyone is asked, a close code."""
+    if way == "stock":
+        assert code_at_the_end(server.connect(path, **options)) == 4403
+        return
+    with pytest.raises(InvalidStatus) as refusal:
+        server.connect(path, **options)
+    assert refusal.value.response.status_code == 403
+
+
+def test_text_and_binary_come_back(server: Server) -> None:
+    with server.connect("/ws/test") as ws:
+        assert ws.recv(5) == "Welcome"
+        ws.send("hi")
+        assert ws.recv(5) == "ECHO:hi"
+        ws.send(b"\x00\xff")
+        assert ws.recv(5) == b"\x00\xff"
+
+
+def test_view_pushes_to_those_who_have_the_role(server: Server) -> None:
+    with (
+        server.connect("/ws/test?role=editor") as editor,
+        server.connect("/ws/test?role=x") as other,
+    ):
+        assert editor.recv(5) == other.recv(5) == "Welcome"
+        assert server.request("POST", "/notify/editor").status == 204
+        assert editor.recv(5) == "hello"
+        with pytest.raises(TimeoutError):
+            other.recv(0.05)
+
+
+@pytest.mark.parametrize("our_way", [way for way in WAYS if way != "stock"])
+def test_sigterm_tells_every_client(our_way: str, tmp_path: Path) -> None:
+    with running(arguments_of(our_way), cwd=copy_example(tmp_path)) as process:
+        clients = [process.server.connect("/ws/test") for _ in range(10)]
+        for ws in clients:
+            assert ws.recv(5) == "Welcome"
+        process.signal(signal.SIGTERM)
+        codes = [code_at_the_end(ws) for ws in clients]
+        process.wait(3)
+    assert codes == [CloseCode.GOING_AWAY] * 10
+
+
+def code_at_the_end(ws: ClientConnection) -> int | None:
+    with ws, pytest.raises(ConnectionClosed):
+        ws.recv(5)
+    return ws.close_code

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import logging
+import logging.config
+from collections.abc import Iterator
+
+import pytest
+
+from wsmiddleware.exceptions import ConfigError
+from wsmiddleware.log import TRACE, logger, redact, set_up_logging
+
+
+@pytest.fixture(autouse=True)
+def untouched_logger() -> Iterator[None]:
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+def test_trace_is_a_level_that_configurations_may_name() -> None:
+    config = {"version": 1, "incremental": True, "loggers": {"websocket": {"level": "TRACE"}}}
+    logging.config.dictConfig(config)
+    assert logger.level == TRACE == 5
+    assert logging.getLevelName(TRACE) == "TRACE"
+
+
+@pytest.mark.parametrize("environ", [{}, {"WSMIDDLEWARE_LOG": ""}, {"WSMIDDLEWARE_LOG": " "}])
+def test_logging_is_left_alone_without_the_variable(environ: dict[str, str]) -> None:
+    before = logger.level, list(logger.handlers)
+    set_up_logging(environ)
+    assert (logger.level, logger.handlers) == before
+
+
+def test_variable_sends_frames_to_standard_error_with_time_and_level(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_up_logging({"WSMIDDLEWARE_LOG": "Trace"})
+    logger.log(TRACE, "a frame")
+    err = capsys.readouterr().err
+    assert err.startswith("20") and err.endswith(" TRACE websocket: a frame\n")
+
+
+def test_second_middleware_changes_the_level_and_adds_no_second_handler(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_up_logging({"WSMIDDLEWARE_LOG": "debug"})
+    set_up_logging({"WSMIDDLEWARE_LOG": "info"})
+    logger.debug("hidden")
+    logger.info("shown")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_unknown_level_is_an_error_that_lists_the_levels() -> None:
+    with pytest.raises(ConfigError) as info:
+        set_up_logging({"WSMIDDLEWARE_LOG": "loud"})
+    assert str(info.value) == (
+        "WSMIDDLEWARE_LOG is 'loud'; valid is trace, debug, info, warning, error, critical"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ws://localhost:8000/ws/chat", "ws://localhost:8000/ws/chat"),
+        ("redis://:secret@db:6379/0", "redis://***@db:6379/0"),
+        ("rediss://user@db", "rediss://***@db"),
+        ("//user:pw@host/x", "//***@host/x"),
+        ("/ws/chat?token=s3cret&room=7", "/ws/chat?token=***&room=***"),
+        ("/ws/chat?s3cret", "/ws/chat?***"),
+        ("/ws/chat?", "/ws/chat?"),
+        ("/ws/chat?a=1&&b", "/ws/chat?a=***&&***"),
+        ("/ws/chat?a=b=c", "/ws/chat?a=***"),
+        ("https://h/p#access_token=x", "https://h/p#***"),
+        ("/ws/@user", "/ws/@user"),
+        ("http://[bad/p?q=1", "http://[bad/p?q=***"),
+        ("", ""),
+    ],
+)
+def test_redact_hides_what_may_be_secret(url: str, shown: str) -> None:
+    assert redact(url) == shown

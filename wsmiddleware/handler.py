@@ -1,0 +1,301 @@
+"""The pywsgi handler: gevent-websocket's, but the application decides before the 101.
+
+gevent-websocket upgrades before it calls the application, so that a WSGI application can refuse
+nothing. This handler leaves the upgrade undone and offers it in the environ, for every request as
+``wsmiddleware.upgrade`` (see `wsmiddleware.upgrade`), and for users of gevent-websocket itself
+(Flask-SocketIO, flask-sockets, bottle-websocket …) as a ``wsgi.websocket`` that upgrades when it
+is first used::
+
+    WSGIServer(address, app, handler_class=WebSocketHandler).serve_forever()
+
+`wsmiddleware.server` and `wsmiddleware.gunicorn` do that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import gevent.socket
+from gevent import pywsgi
+from gevent.event import Event
+from geventwebsocket.handler import Client
+from geventwebsocket.handler import WebSocketHandler as StockWebSocketHandler
+from geventwebsocket.websocket import Stream, WebSocket
+
+from wsmiddleware.net.transport import TlsTransport, Transport, wrap_socket
+from wsmiddleware.protocol.handshake import accept_key, has_token, is_valid_key, parse_tokens
+from wsmiddleware.upgrade import ENVIRON_KEY, STOCK_ENVIRON_KEY, park, take_buffered
+
+__all__ = ["HandlerUpgrade", "LazyWebSocket", "WebSocketHandler", "stop_reading"]
+
+_TIMEOUT_RESPONSE = (
+    "408 Request Timeout",
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+)
+
+
+class HandlerUpgrade:
+    """The `Upgrade` of one request under our handler: the 101 goes out when it is accepted."""
+
+    __slots__ = ("_handler", "_parked")
+
+    speaks_first = True
+
+    def __init__(self, handler: WebSocketHandler) -> None:
+        self._handler: WebSocketHandler | None = handler
+        self._parked: Transport | None = None
+
+    def accept(self, headers: list[tuple[str, str]]) -> tuple[Transport, bytes]:
+        """As `Upgrade.accept`. From here on the WSGI response is dropped."""
+        handler = self._handler
+        if handler is None or handler.headers_sent:
+            raise RuntimeError("this request has been answered already")
+        handler.switch_protocols(headers)
+        transport, pending = handler.release_socket()
+        if not handler.is_detached:
+            self._parked = transport
+        self.forget()
+        return transport, pending
+
+    @property
+    def parks(self) -> bool:
+        """Only under a foreign server, which closes a TLS socket behind its handler."""
+        return self._parked is not None
+
+    def park(self, closed: Event) -> None:
+        """Return at once: the socket lives on without the handler.
+
+        Under a foreign server, which closes a TLS socket behind its handler, it does block.
+        """
+        if self._parked is not None:
+            park(self._parked, closed)
+
+    def forget(self) -> None:
+        """Let go of the handler; an environ that is kept must not keep it alive."""
+        self._handler = None
+
+
+class LazyWebSocket(WebSocket):  # type: ignore[misc]
+    """gevent-websocket's `WebSocket`, upgraded when it is first read, written or closed."""
+
+    # No __slots__ here, the base class's stay: only they can be unset and asked for by __getattr__.
+
+    handler: WebSocketHandler | None
+
+    def __init__(self, environ: dict[str, Any], handler: WebSocketHandler) -> None:
+        # The other slots stay unset until one of them is asked for.
+        self.environ = environ
+        self.handler = handler
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached for unset slots only, so that `path`, `origin` or `bool()` upgrade nothing.
+        if name not in WebSocket.__slots__ or self.handler is None or self.handler.websocket:
+            raise AttributeError(name)
+        self.handler.switch_to_stock(self)
+        super().__init__(self.environ, Stream(self.handler), self.handler)
+        return getattr(self, name)
+
+    def __del__(self) -> None:
+        # The stock one closes here; what was never used must not upgrade in order to close.
+        self.handler = None
+
+
+class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
+    """Serves the requests of one connection until one of them takes the connection over."""
+
+    #: Seconds from the first byte of a request to its end; then 408 and the connection is closed.
+    handshake_timeout: float = 10.0
+
+    #: The request has been answered by a 101: what the application responds is dropped.
+    has_switched = False
+    #: The socket has been handed over to a connection and must not be closed here.
+    is_detached = False
+    #: gevent-websocket's object for this request, once it has been used.
+    websocket: LazyWebSocket | None = None
+
+    socket: Any
+    _timer: gevent.Timeout | None = None
+
+    def handle_one_request(self) -> Any:
+        """Serve one request within its time-out."""
+        try:
+            return super().handle_one_request()
+        except gevent.Timeout as exc:
+            if exc is not self._timer:
+                raise
+            self._orig_status = None  # the log would show the last request's
+            return _TIMEOUT_RESPONSE
+        finally:
+            self._stop_timer()
+
+    def read_requestline(self) -> str:
+        """Wait for a request as long as it takes; its first byte starts the clock."""
+        if self.requestline and getattr(self.server, "is_draining", False):
+            return ""
+        idle = getattr(self.server, "idle_handlers", None)
+        if idle is not None:
+            idle.add(self)
+        try:
+            head = self.rfile.peek(1)
+        finally:
+            if idle is not None:
+                idle.discard(self)
+        # Nearly all requests have come as a whole by now and need no timer.
+        if b"\r\n\r\n" not in head:
+            self._timer = gevent.Timeout.start_new(self.handshake_timeout)
+        return str(super().read_requestline())
+
+    def read_request(self, raw_requestline: str) -> bool:
+        """Read the headers; the request's clock stops here, its body is the application's."""
+        is_read = bool(super().read_request(raw_requestline))
+        self._stop_timer()
+        return is_read
+
+    def run_application(self) -> None:
+        """Call the application with both ways to upgrade in the environ."""
+        on_request = getattr(self.server, "on_request", None)
+        if on_request is not None:
+            on_request()
+        environ = self.environ
+        self.has_switched = False
+        upgrade = environ[ENVIRON_KEY] = HandlerUpgrade(self)
+        if _is_stock_upgrade(environ):
+            environ[STOCK_ENVIRON_KEY] = LazyWebSocket(environ, self)
+            environ["wsgi.websocket_version"] = environ["HTTP_SEC_WEBSOCKET_VERSION"]
+        try:
+            pywsgi.WSGIHandler.run_application(self)
+        finally:
+            upgrade.forget()
+            self._finish_websocket(environ)
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        """As PEP 3333; nothing after a 101, and a refused upgrade ends the connection."""
+        if self.has_switched:
+            return self.write
+        is_last = getattr(self.server, "is_draining", False)
+        if _wants_upgrade(self.environ):
+            # What follows may be frames and must not be parsed as the next request; nor is a body
+            # waited for, of which a handshake has none.
+            is_last = True
+            self.wsgi_input.content_length, self.wsgi_input.chunked_input = 0, False
+        if is_last:
+            headers = _with_close(headers)
+            self.close_connection = True
+        # Not the stock one: it takes every response of a request with wsgi.websocket for a 101.
+        pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the response; dropped after a 101."""
+        if not self.has_switched:
+            super().write(data)
+
+    def log_request(self) -> None:
+        """Log every request, a 101 too, where the server logs (the stock one leaves those out)."""
+        super(StockWebSocketHandler, self).log_request()
+
+    def switch_protocols(self, headers: list[tuple[str, str]]) -> None:
+        """Send a 101 with `headers` and nothing else. Raises `OSError` when the client has gone."""
+        pywsgi.WSGIHandler.start_response(self, "101 Switching Protocols", headers)
+        self.close_connection = True  # it will never be HTTP again
+        self.provided_date = self.provided_content_length = ""
+        self.response_use_chunked = False
+        pywsgi.WSGIHandler.write(self, b"")
+        self.has_switched = True
+
+    def release_socket(self) -> tuple[Transport, bytes]:
+        """Hand the socket over, with the bytes that came behind the request; never blocks."""
+        sock = self.socket
+        pending = take_buffered(self.rfile, sock)
+        transport = wrap_socket(sock, detach=True)
+        self.environ["wsgi.input"] = io.BytesIO()
+        self.environ.pop(STOCK_ENVIRON_KEY, None)
+        keeps_tls = getattr(self.server, "keeps_detached_tls", False)
+        if keeps_tls or not isinstance(transport, TlsTransport):
+            self.is_detached = True
+            self.socket = None
+        # It counts as a user of the socket, whose close() would wait for the last of them.
+        self.rfile.close()
+        return transport, pending
+
+    def switch_to_stock(self, websocket: LazyWebSocket) -> None:
+        """Upgrade for `websocket` as gevent-websocket does, before the application was called."""
+        if self.has_switched or self.headers_sent:
+            raise RuntimeError("this request has been answered already")
+        environ = self.environ
+        headers = [
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Accept", accept_key(environ["HTTP_SEC_WEBSOCKET_KEY"])),
+        ]
+        if (choose := getattr(self.application, "app_protocol", None)) is not None:
+            protocol = choose(environ["PATH_INFO"])
+            if protocol in parse_tokens(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", "")):
+                headers.append(("Sec-WebSocket-Protocol", protocol))
+        self.switch_protocols(headers)
+        self.websocket = websocket
+        if not hasattr(self.server, "clients"):
+            self.server.clients = {}
+        self.server.clients[self.client_address] = Client(self.client_address, websocket)
+
+    def _finish_websocket(self, environ: dict[str, Any]) -> None:
+        """What the stock handler does when the application has returned."""
+        websocket, self.websocket = self.websocket, None
+        if STOCK_ENVIRON_KEY in environ:
+            environ[STOCK_ENVIRON_KEY] = None
+        if websocket is None:
+            return
+        self.server.clients.pop(self.client_address, None)
+        if not websocket.closed:
+            websocket.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+
+def stop_reading(handler: WebSocketHandler) -> None:
+    """Give the greenlet that waits for a peer's bytes the end of the stream instead.
+
+    So a connection that waits for its next request ends, and an application that holds a
+    ``wsgi.websocket`` returns.
+    """
+    sock = handler.__dict__.get("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            # Not SSLSocket.shutdown(): that drops the TLS layer, and a last frame went in clear.
+            gevent.socket.socket.shutdown(sock, socket.SHUT_RD)
+
+
+def _with_close(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The headers with ``close`` in ``Connection``, beside what stands there."""
+    values = [value for name, value in headers if name.lower() == "connection"]
+    others = [item for item in headers if item[0].lower() != "connection"]
+    options = parse_tokens(",".join(values))
+    if "close" not in map(str.lower, options):
+        options.append("close")
+    return [*others, ("Connection", ", ".join(options))]
+
+
+def _wants_upgrade(environ: dict[str, Any]) -> bool:
+    return "HTTP_UPGRADE" in environ and has_token(environ["HTTP_UPGRADE"], "websocket")
+
+
+def _is_stock_upgrade(environ: dict[str, Any]) -> bool:
+    """True for what gevent-websocket's own handler would upgrade."""
+    return (
+        _wants_upgrade(environ)
+        and environ["REQUEST_METHOD"] == "GET"
+        and environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+        and has_token(environ.get("HTTP_CONNECTION", ""), "upgrade")
+        and environ.get("HTTP_SEC_WEBSOCKET_VERSION") in StockWebSocketHandler.SUPPORTED_VERSIONS
+        and is_valid_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip())
+    )

@@ -1,0 +1,156 @@
+"""`websocket_info()`: who is connected to this process; and the one process-wide reference.
+
+A request handler, a job or a native thread reaches the middleware from here without being handed
+it. Middlewares are known weakly: one that nobody holds is gone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _read_version
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from wsmiddleware.log import LOGGER_NAME
+from wsmiddleware.protocol.frames import CloseCode
+
+if TYPE_CHECKING:
+    from wsmiddleware.listeners.base import WebSocketListener
+    from wsmiddleware.listeners.session import Session
+    from wsmiddleware.middleware import WebSocketMiddleware
+
+__all__ = ["Info", "Instance", "add", "middlewares", "publish", "shutdown", "websocket_info"]
+
+_middlewares: list[weakref.ref[WebSocketMiddleware]] = []
+
+try:
+    VERSION = _read_version("wsmiddleware")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    VERSION = "0+unknown"
+
+
+def add(middleware: WebSocketMiddleware) -> None:
+    """Make a middleware known to the process."""
+    _middlewares.append(weakref.ref(middleware, _middlewares.remove))
+
+
+def middlewares() -> list[WebSocketMiddleware]:
+    """The middlewares of this process, oldest first."""
+    return [middleware for ref in tuple(_middlewares) if (middleware := ref()) is not None]
+
+
+class _Items:
+    """Attributes as items too, as the seed's structs are read."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(self, name):
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+class Instance(_Items):
+    """One open connection: the live listener and the session."""
+
+    __slots__ = ("component", "session")
+
+    def __init__(self, component: WebSocketListener, session: Session) -> None:
+        self.component = component
+        self.session = session
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: the component by channel and class, nothing secret of the session."""
+        cls = type(self.component)
+        component = {"channel": self.component.channel, "class": f"{cls.__module__}.{cls.__name__}"}
+        return {"component": component, "session": self.session.to_dict()}
+
+
+class Info(_Items):
+    """What `websocket_info` gives."""
+
+    __slots__ = ("config", "config_file", "instances", "log", "mapping", "version")
+
+    def __init__(self, newest: WebSocketMiddleware | None, instances: list[Instance]) -> None:
+        #: The package's version.
+        self.version = VERSION
+        #: The absolute path of the listener directory; `None` without a middleware.
+        self.mapping = str(newest.directory) if newest and newest.directory else None
+        #: The effective settings by keyword.
+        self.config: dict[str, Any] = newest.settings.to_dict() if newest else {}
+        #: The settings' file; `None` where there is none.
+        file = newest.settings.config_file if newest else None
+        self.config_file = str(file) if file else None
+        #: The logger's name.
+        self.log = LOGGER_NAME
+        #: One entry per open connection of the process.
+        self.instances = instances
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, without anything secret."""
+        return {
+            "version": self.version,
+            "mapping": self.mapping,
+            "config": self.config,
+            "config_file": self.config_file,
+            "log": self.log,
+            "instances": [instance.to_dict() for instance in self.instances],
+        }
+
+
+class _RawSession:
+    """A session with the connection object under ``["raw"]``."""
+
+    __slots__ = ("_session", "raw")
+
+    def __init__(self, session: Session, raw: object) -> None:
+        self._session = session
+        self.raw = raw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.raw if name == "raw" else self._session[name]
+
+
+def websocket_info(add_raw: bool = False) -> Info:
+    """A snapshot of this process: settings, and every open connection with its listener.
+
+    With several middlewares the instances are those of all, the rest is the newest's. Empty before
+    there is one. `add_raw` adds ``session["raw"]``, the connection object. Never blocks and takes
+    no lock; from any greenlet and any native thread. What it lists may close at any time.
+    """
+    known = middlewares()
+    return Info(known[-1] if known else None, list(_instances(known, add_raw)))
+
+
+def _instances(known: list[WebSocketMiddleware], add_raw: bool) -> Iterator[Instance]:
+    for middleware in known:
+        for member in middleware.registry.members():
+            session: Any = member.wsclient.session
+            if add_raw:
+                session = _RawSession(session, member.connection)
+            yield Instance(member.listener, session)
+
+
+def publish(channel: str, message: object, group: str | None = None) -> bool:
+    """Broadcast to a channel (or a group of it) from any code of a process with a middleware.
+
+    `True`; `False` for `None`. Never waits for a client; from any greenlet and any native thread.
+    Raises `LookupError` when no middleware has that channel, `TypeError` for what JSON cannot hold.
+    """
+    found = [m.registry.channels[channel] for m in middlewares() if channel in m.registry.channels]
+    if not found:
+        known = sorted({name for m in middlewares() for name in m.registry.channels})
+        raise LookupError(f"no channel {channel!r}; there are: {', '.join(known) or 'none'}")
+    results = [target.broadcast(message, group) for target in found]
+    return all(results)
+
+
+def shutdown(code: CloseCode, timeout: float) -> None:
+    """Shut every middleware of the process down; see `WebSocketMiddleware.shutdown`. Blocks."""
+    gevent.joinall([gevent.spawn(m.shutdown, code, timeout) for m in middlewares()])

@@ -1,0 +1,52 @@
+"""`WebSocketListener`, the class that an application derives from: one instance a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from wsmiddleware.listeners.clients import WsClient
+    from wsmiddleware.listeners.session import Session
+
+__all__ = ["WebSocketListener"]
+
+
+class WebSocketListener:
+    """A channel's behaviour. `self` is one connection's state, the class is the channel's.
+
+    Every callback is optional. Define those you need (the first two and the last run once for a
+    channel, the others for each connection):
+
+    ====================================  ======================================================
+    ``on_handshake(cls, request)``        classmethod; may refuse before the 101 and names the user
+    ``on_first_open(cls, wsclients)``     classmethod; the channel got its first connection
+    ``on_open(self, wsclient)``           a returned value is sent
+    ``on_open_async(self, wsclient)``     beside `on_open`, in a greenlet of its own
+    ``on_message(self, wsclient, m)``     text as `str`, and binary as `bytes` without the next one
+    ``on_binary_message(self, wsclient, data)``  binary as `bytes`
+    ``on_close(self, wsclient, reason_phrase)``  exactly once
+    ``on_error(self, wsclient, exc)``     what a callback raised; a returned value is sent
+    ``on_last_close(cls)``                classmethod; the channel is empty again
+    ====================================  ======================================================
+
+    The callbacks of one connection run one at a time and in order, and may block. Derived from the
+    seed's component.
+    """
+
+    #: Seconds without a message either way until the connection is closed with 1001; 0 is never.
+    #: `None` leaves it to the setting ``idle_timeout``.
+    idle_timeout: ClassVar[float | None] = None
+
+    #: Supported subprotocols in order of preference; `None` leaves it to the setting.
+    subprotocols: ClassVar[Sequence[str] | None] = None
+
+    #: What follows the channel in the URL, in werkzeug's routing syntax (``"/room/<int:id>"``).
+    path: ClassVar[str] = ""
+
+    #: The connection's client, set before `on_open`.
+    wsclient: WsClient
+    #: What is known of the connection's request, set before `on_open`.
+    session: Session
+    #: The channel's name, set before `on_open`.
+    channel: str

@@ -1,0 +1,198 @@
+"""`WsClient` and `WsClients`: how a listener, a view or a job talks to one client or to many.
+
+Everything here may be called from any greenlet **and from any native thread**, from inside and
+outside callbacks, and after the connection has gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from wsmiddleware.protocol.frames import CloseCode, close_code
+
+if TYPE_CHECKING:
+    from wsmiddleware.listeners.channel import Channel
+    from wsmiddleware.listeners.session import Session
+    from wsmiddleware.net.connection import Connection
+
+__all__ = ["WsClient", "WsClients", "to_data"]
+
+
+def to_data(message: object) -> str | bytes | bytearray | memoryview:
+    """What goes over the wire: `str` as text, bytes-like as binary, anything else as JSON text.
+
+    Raises `TypeError` for what JSON cannot hold.
+    """
+    if isinstance(message, (str, bytes, bytearray, memoryview)):
+        return message
+    try:
+        return json.dumps(message, ensure_ascii=False)
+    except (TypeError, ValueError) as exc:
+        kind = type(message).__name__
+        raise TypeError(
+            f"cannot send {kind}: str, bytes or what JSON can hold is sent ({exc})"
+        ) from exc
+
+
+class WsClient:
+    """One client: the peer of one connection, as its listener and others see it."""
+
+    __slots__ = ("__weakref__", "_channel", "_connection", "_groups", "session")
+
+    def __init__(self, channel: Channel, connection: Connection, session: Session) -> None:
+        self._channel = channel
+        self._connection = connection
+        self._groups: frozenset[str] = frozenset()
+        self.session = session
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self.session.id
+
+    @property
+    def channel(self) -> str:
+        """The channel's name."""
+        return self._channel.name
+
+    @property
+    def close_code(self) -> int:
+        """The code of the peer's close frame; 1005 when it had none, 1006 when none came (yet)."""
+        return self._connection.close_code
+
+    @property
+    def close_reason(self) -> str:
+        """The reason of the peer's close frame, ``""`` without one."""
+        return self._connection.close_reason
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups that this client is in."""
+        return self._groups
+
+    def send(self, message: object, wait: bool = True, *, compress: bool = True) -> bool:
+        """Queue `message` to this client: `True`; `False` for `None`.
+
+        Returns at once while less than ``send_queue_size`` waits for this client; past that it
+        blocks the calling greenlet for at most ``send_timeout``, then closes the client as a slow
+        consumer and raises `SlowConsumerError`. With ``wait=False``, and from a native thread, it
+        never waits: ``slow_consumer`` decides (`False` where it dropped the message).
+        ``compress=False`` is for what must not be compressed: a secret beside what a peer chose.
+
+        Raises `ConnectionClosed` when the client is not open, `TypeError` for what JSON cannot
+        hold.
+        """
+        if message is None:
+            return False
+        connection = self._connection
+        return connection.send(connection.encode(to_data(message), compress), wait=wait)
+
+    def broadcast(
+        self, message: object, group: str | None = None, exclude: Excluded = None
+    ) -> bool:
+        """Send to every open client of this client's channel, itself included.
+
+        The whole server with ``broadcast_scope="server"``. See `WsClients.broadcast`.
+        """
+        return self._channel.broadcast(message, group, exclude, is_scoped=True)
+
+    def is_open(self) -> bool:
+        """True from before `on_open` until the closing handshake starts."""
+        return self._connection.is_open()
+
+    def is_close(self) -> bool:
+        """The opposite of `is_open`."""
+        return not self._connection.is_open()
+
+    def close(
+        self, code: CloseCode | int | str = CloseCode.NORMAL_CLOSURE, reason: str = ""
+    ) -> None:
+        """Send what is queued, then start the closing handshake. Never waits; once is enough.
+
+        `code` is a `CloseCode`, an int out of 1000-1003, 1007-1014, 3000-4999, or the seed's name
+        (``"GOING_AWAY"``); `reason` has at most 123 bytes of UTF-8. Else it is a `ValueError`.
+        """
+        self._connection.close(close_code(code), reason)
+
+    def get_session(self) -> Session:
+        """The `session`."""
+        return self.session
+
+    def join(self, group: str) -> None:
+        """Join a group of the channel. Leaving is automatic when the connection ends."""
+        if self._channel.join(self, group):
+            self._groups |= {group}
+
+    def leave(self, group: str) -> None:
+        """Leave a group; nothing when not in it."""
+        self._channel.leave(self, group)
+        self._groups -= {group}
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open() else "closed"
+        return f"<WsClient {self.id} of channel {self.channel!r}, {state}>"
+
+
+Excluded = WsClient | Collection[WsClient] | None
+
+
+class WsClients:
+    """The clients open on a channel, or on a group of it; live, not a snapshot."""
+
+    __slots__ = ("_channel", "_group")
+
+    def __init__(self, channel: Channel, group: str | None = None) -> None:
+        self._channel = channel
+        self._group = group
+
+    def size(self) -> int:
+        """How many clients are open now."""
+        return self._channel.size(self._group)
+
+    def __len__(self) -> int:
+        return self._channel.size(self._group)
+
+    def __bool__(self) -> bool:
+        # An object to keep and pass on: that nobody is connected now does not make it nothing.
+        return True
+
+    def __iter__(self) -> Iterator[WsClient]:
+        return iter(self.get_clients())
+
+    def get_clients(self) -> list[WsClient]:
+        """A snapshot of the open clients."""
+        return self._channel.clients(self._group)
+
+    def find(self, user_principal: Any) -> list[WsClient]:
+        """A snapshot of the open clients of one user."""
+        return [c for c in self.get_clients() if c.session.user_principal == user_principal]
+
+    def group(self, name: str) -> WsClients:
+        """The clients of one group of the channel."""
+        return WsClients(self._channel, name)
+
+    def broadcast(
+        self, message: object, group: str | None = None, exclude: Excluded = None
+    ) -> bool:
+        """Send to every client that is open now: `True`; `False` for `None`.
+
+        `group` narrows it to a group, `exclude` leaves out a client or several ("the others").
+        Encoded (and compressed) once. Never waits for a slow client: past its mark
+        ``slow_consumer`` decides. A broadcast to very many lets other greenlets run in between.
+        Raises `TypeError` for what JSON cannot hold.
+        """
+        return self._channel.broadcast(message, group or self._group, exclude)
+
+    def close(
+        self, code: CloseCode | int | str = CloseCode.NORMAL_CLOSURE, reason: str = ""
+    ) -> None:
+        """Close each of them; see `WsClient.close`."""
+        code = close_code(code)
+        for client in self.get_clients():
+            client.close(code, reason)
+
+    def __repr__(self) -> str:
+        group = f", group {self._group!r}" if self._group else ""
+        return f"<WsClients of channel {self._channel.name!r}{group}: {self.size()}>"

@@ -1,0 +1,130 @@
+"""The edges of a channel: `on_first_open` and `on_last_close`, one after the other.
+
+An edge is queued at the moment that the channel gets its first open connection or loses its last.
+A worker, there only while edges are due, runs them in order; so neither runs twice for one edge nor
+beside the other, whatever the interleaving of the connections.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import Context
+from typing import TYPE_CHECKING
+
+from gevent.event import Event
+
+from wsmiddleware.listeners.invoke import describe, run_callback
+
+if TYPE_CHECKING:
+    from wsmiddleware.listeners.channel import Channel
+    from wsmiddleware.net.pool import Worker
+    from wsmiddleware.net.reactor import Reactor
+
+__all__ = ["Edge", "Edges", "Scope"]
+
+_log = logging.getLogger("websocket")
+
+Scope = Callable[[], AbstractContextManager[object]]
+
+
+class Edge:
+    """One edge: which callback, and how far it has come."""
+
+    __slots__ = ("ended", "entered", "name", "scope", "worker")
+
+    def __init__(self, name: str, scope: Scope | None) -> None:
+        self.name = name
+        #: Gives the request context of the connection that made the edge.
+        self.scope = scope
+        #: The callback has blocked for the first time, or ended.
+        self.entered = Event()
+        self.ended = Event()
+        self.worker: Worker | None = None
+
+
+class Edges:
+    """A channel's queue of edges. Hub's thread only; only `_run` blocks."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._queue: deque[Edge] = deque()
+        self._current: Edge | None = None
+        self._is_running = False
+        # Set when `on_last_close` need not wait any longer for the last `on_close`.
+        self._news = Event()
+
+    @property
+    def is_idle(self) -> bool:
+        """True when no edge callback is due or running."""
+        return not self._is_running
+
+    def opened(self, reactor: Reactor, scope: Scope | None) -> Edge | None:
+        """The channel got its first connection; `None` where the class does not care."""
+        return self._add(reactor, "on_first_open", scope)
+
+    def emptied(self, reactor: Reactor, scope: Scope | None) -> None:
+        """The channel lost its last connection."""
+        for edge in (self._current, *self._queue):
+            if edge is not None and edge.worker is not None:
+                grace = reactor.now + self._channel.settings.grace_period
+                edge.worker.deadline = min(edge.worker.deadline, grace)
+        self._add(reactor, "on_last_close", scope)
+
+    def wake(self) -> None:
+        """The last `on_close` has ended."""
+        self._news.set()
+
+    def _add(self, reactor: Reactor, name: str, scope: Scope | None) -> Edge | None:
+        if name not in self._channel.callbacks:
+            return None
+        edge = Edge(name, scope)
+        self._queue.append(edge)
+        self._news.set()
+        reactor.start_clock()
+        if not self._is_running:
+            self._is_running = True
+            reactor.pool.submit(functools.partial(self._run, reactor))
+        return edge
+
+    def _run(self, reactor: Reactor, worker: Worker) -> None:
+        while self._queue:
+            if self._queue[0].name == "on_last_close":
+                self._await_last_close()
+            self._current = edge = self._queue.popleft()
+            reactor.pool.submit(functools.partial(self._run_edge, edge, reactor))
+            # In the loop's order of callbacks: the edge runs up to its first block, then this.
+            reactor.loop.run_callback(edge.entered.set)
+            edge.ended.wait()
+            self._current = None
+        self._is_running = False
+        self._channel.settle()
+
+    def _await_last_close(self) -> None:
+        """`on_last_close` comes after every `on_close`, unless somebody new would wait for it."""
+        while self._channel.unfinished and len(self._queue) == 1:
+            self._news.clear()
+            self._news.wait()
+
+    def _run_edge(self, edge: Edge, reactor: Reactor, worker: Worker) -> None:
+        channel = self._channel
+        callback = getattr(channel.listener_class, edge.name)
+        args = (channel.wsclients,) if edge.name == "on_first_open" else ()
+        edge.worker = worker
+        worker.deadline = reactor.now + channel.settings.request_timeout
+        try:
+            run_callback(Context(), edge.scope, callback, *args)
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt):
+                raise
+            error = describe(exc, channel, edge.name)
+            _log.error("channel %s: %s", channel.name, error, exc_info=error)
+            channel.metrics.callback_errors[channel.name, edge.name] += 1
+        finally:
+            edge.worker = None
+            worker.deadline = math.inf
+            edge.ended.set()

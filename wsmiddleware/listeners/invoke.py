@@ -1,0 +1,205 @@
+"""How a connection's callbacks run: context, deadline, replies, errors."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError
+from wsmiddleware.listeners.clients import to_data
+from wsmiddleware.net.pool import CallbackStopped
+
+if TYPE_CHECKING:
+    from wsmiddleware.listeners.base import WebSocketListener
+    from wsmiddleware.listeners.channel import Channel
+    from wsmiddleware.listeners.clients import WsClient
+    from wsmiddleware.listeners.edges import Edge, Scope
+    from wsmiddleware.net.connection import Connection
+    from wsmiddleware.net.pool import Worker
+
+__all__ = ["Member", "describe", "run_callback"]
+
+_log = logging.getLogger("websocket")
+
+
+def run_callback(
+    context: Context, scope: Scope | None, callback: Callable[..., Any], *args: Any
+) -> Any:
+    """Run user code in `context`, and inside what `scope` gives (an application's context)."""
+    if scope is None:
+        return context.run(callback, *args)
+    return context.run(_run_in_scope, scope, callback, args)
+
+
+def _run_in_scope(scope: Scope, callback: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    with scope():
+        return callback(*args)
+
+
+def describe(exc: BaseException, channel: Channel, name: str) -> BaseException:
+    """What `on_error` and the log get for what a callback raised."""
+    if not isinstance(exc, CallbackStopped):
+        return exc
+    limit = f"{channel.settings.request_timeout:g} s (request_timeout)"
+    error = RequestTimeout(f"{channel.listener_class.__name__}.{name} was stopped after {limit}")
+    return error.with_traceback(exc.__traceback__)
+
+
+class Member:
+    """One connection of a channel: its listener and how that one's callbacks are run.
+
+    Is the connection's receiver: `opened`, `received` and `closed` run in a worker, one at a time.
+    """
+
+    __slots__ = (
+        "_async_worker",
+        "_channel",
+        "_context",
+        "_edge",
+        "_opened_at",
+        "_scope",
+        "connection",
+        "listener",
+        "wsclient",
+    )
+
+    def __init__(
+        self,
+        channel: Channel,
+        connection: Connection,
+        listener: WebSocketListener,
+        wsclient: WsClient,
+        context: Context,
+        scope: Scope | None,
+    ) -> None:
+        self.connection = connection
+        self.listener = listener
+        self.wsclient = wsclient
+        self._channel = channel
+        self._context = context
+        self._scope = scope
+        self._edge: Edge | None = None
+        self._async_worker: Worker | None = None
+        self._opened_at = time.monotonic()
+
+    def list(self) -> None:
+        """Count and list the connection as open; what it receives waits until it is started."""
+        self._edge = self._channel.add(self, self._scope)
+        session = self.wsclient.session
+        _log.info(
+            "%s: open, channel %s, %s", session.id, self._channel.name, session.remote_address
+        )
+
+    def opened(self, worker: Worker) -> None:
+        """Run `on_open` and, beside it, `on_open_async`."""
+        edge, self._edge = self._edge, None
+        if edge is not None:
+            edge.entered.wait()
+        callbacks = self._channel.callbacks
+        if "on_open_async" in callbacks:
+            self.connection.reactor.pool.submit(self._run_async)
+        if "on_open" in callbacks:
+            self._send(self._call(worker, self._context, "on_open", self.wsclient))
+
+    def _run_async(self, worker: Worker) -> None:
+        if not self.wsclient.is_open():
+            return
+        self._async_worker = worker
+        # A copy of the context: the other callbacks run in the original at the same time.
+        context = self._context.copy()
+        try:
+            self._send(self._call(worker, context, "on_open_async", self.wsclient))
+        finally:
+            self._async_worker = None
+
+    def received(self, message: str | bytes, worker: Worker) -> bytes | None:
+        """Run the callback for one message; its reply as it goes over the wire."""
+        name = self._channel.text_callback
+        if type(message) is bytes:
+            name = self._channel.binary_callback
+        return self._call(worker, self._context, name, self.wsclient, message) if name else None
+
+    def unlist(self) -> None:
+        """The connection is no longer open. Any greenlet; never blocks."""
+        reactor, worker = self.connection.reactor, self._async_worker
+        if worker is not None:
+            grace = reactor.now + self._channel.settings.grace_period
+            worker.deadline = min(worker.deadline, grace)
+        self._channel.remove(self, self._scope)
+
+    def closed(self, worker: Worker) -> None:
+        """Run `on_close`, the last callback."""
+        connection, channel = self.connection, self._channel
+        if "on_close" in channel.callbacks:
+            self._call(worker, self._context, "on_close", self.wsclient, connection.close_reason)
+        code = connection.close_code
+        channel.metrics.closed[channel.name, code] += 1
+        _log.info(
+            "%s: closed, channel %s, code %d%s, reason %r, %d bytes in, %d out, %.1f s",
+            self.wsclient.id,
+            channel.name,
+            code,
+            f" (sent {connection.sent_code})" if connection.sent_code not in (0, code) else "",
+            connection.close_reason,
+            connection.bytes_received,
+            connection.outbox.bytes_sent,
+            time.monotonic() - self._opened_at,
+        )
+        channel.finished()
+
+    def _call(self, worker: Worker, context: Context, name: str, *args: Any) -> bytes | None:
+        """Run one callback; the wire form of what it returned, or of what `on_error` did."""
+        connection, channel = self.connection, self._channel
+        worker.deadline = connection.reactor.now + channel.settings.request_timeout
+        try:
+            callback = getattr(self.listener, name)
+            if self._scope is None:
+                reply = context.run(callback, *args)
+            else:
+                reply = run_callback(context, self._scope, callback, *args)
+            return None if reply is None else connection.encode(to_data(reply), True)
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt):
+                raise
+            worker.deadline = math.inf
+            return self._failed(worker, context, name, describe(exc, channel, name))
+        finally:
+            # Whatever runs next in this greenlet: no stop that comes late, no locals of this one.
+            worker.deadline = math.inf
+            if worker.links:
+                worker.forget_locals()
+
+    def _failed(
+        self, worker: Worker, context: Context, name: str, error: BaseException
+    ) -> bytes | None:
+        channel = self._channel
+        channel.metrics.callback_errors[channel.name, name] += 1
+        if name != "on_error" and "on_error" in channel.callbacks:
+            return self._call(worker, context, "on_error", self.wsclient, error)
+        where = f"{channel.listener_class.__name__}.{name}"
+        if isinstance(error, (ConnectionClosed, SlowConsumerError)) and not self.wsclient.is_open():
+            # It spoke to a client that has just gone: the everyday end of a connection.
+            _log.debug("%s: %s: %s", self.wsclient.id, where, error)
+            return None
+        _log.error("%s: %s raised %s", self.wsclient.id, where, _name(error), exc_info=error)
+        if name == "on_error" or not channel.settings.debug:
+            return None
+        report = {"error": {"type": type(error).__name__, "message": str(error)}}
+        return self.connection.encode(to_data(report), True)
+
+    def _send(self, wire: bytes | None) -> None:
+        """Send what `on_open` returned; when the client has gone there is nobody to tell."""
+        if wire is None:
+            return
+        try:
+            self.connection.send(wire)
+        except (ConnectionClosed, SlowConsumerError) as exc:
+            _log.debug("%s: %s", self.wsclient.id, exc)
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,229 @@
+"""What a user may know of a connection and of the request that opened it."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.wrappers import Request
+
+if TYPE_CHECKING:
+    from werkzeug.datastructures import Headers, ImmutableMultiDict
+
+    from wsmiddleware.net.connection import Connection
+
+__all__ = ["RequestRecord", "Session"]
+
+#: Of no use once the request is over; sockets and streams that must not be kept alive among them.
+_TRANSIENT = ("wsgi.", "wsmiddleware.", "werkzeug.", "gunicorn.", "gevent.")
+
+
+class RequestRecord:
+    """A WSGI environ, kept small: a connection may live for days.
+
+    A dict of a browser's request is 2.5 KiB beside its strings. The names are shared by all
+    requests that have the same ones, and the values are a tuple.
+    """
+
+    __slots__ = ("_is_secure", "_names", "_values")
+
+    _shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # noqa: RUF012  # interned names, bounded
+
+    def __init__(self, environ: Mapping[str, Any]) -> None:
+        kept = {k: v for k, v in environ.items() if not k.startswith(_TRANSIENT)}
+        names = tuple(map(sys.intern, kept))
+        if len(self._shared) < 256:
+            names = self._shared.setdefault(names, names)
+        self._names = names
+        self._values = tuple(kept.values())
+        self._is_secure = environ.get("wsgi.url_scheme") == "https"
+
+    def get(self, name: str) -> Any:
+        """One value of the environ, `None` where it has none."""
+        try:
+            return self._values[self._names.index(name)]
+        except ValueError:
+            return None
+
+    def environ(self) -> dict[str, Any]:
+        """The environ anew: the request as it came, with an empty body."""
+        return {
+            **dict(zip(self._names, self._values, strict=True)),
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "https" if self._is_secure else "http",
+            "wsgi.input": io.BytesIO(),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+        }
+
+    @property
+    def is_secure(self) -> bool:
+        """True when the request came over TLS, as far as the environ tells."""
+        return self._is_secure
+
+
+class Session:
+    """One connection's session. Attributes and items are the same; the seed's getters exist too.
+
+    Everything can be read from any greenlet and native thread, also after the connection has gone.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_properties",
+        "_record",
+        "extensions",
+        "id",
+        "negotiated_subprotocol",
+        "opened_at",
+        "path_parameters",
+        "user_principal",
+    )
+
+    def __init__(
+        self,
+        record: RequestRecord,
+        *,
+        path_parameters: Mapping[str, Any],
+        subprotocol: str,
+        extensions: str,
+        user_principal: Any,
+    ) -> None:
+        #: Unique in the cluster and unguessable (128 random bits).
+        self.id = secrets.token_urlsafe(16)
+        #: When the connection opened, in seconds since the epoch.
+        self.opened_at = time.time()
+        #: What the class's `path` matched, by name.
+        self.path_parameters = path_parameters
+        #: The agreed subprotocol, ``""`` where there is none.
+        self.negotiated_subprotocol = subprotocol
+        #: The agreed extensions as the response header gave them, ``""`` where there are none.
+        self.extensions = extensions
+        #: What `on_handshake` returned, else ``REMOTE_USER``, else `None`. May be set.
+        self.user_principal = user_principal
+        self._record = record
+        self._properties: dict[str, Any] | None = None
+        self._connection: Connection | None = None
+
+    def attach(self, connection: Connection) -> None:
+        """The connection that this is the session of, once there is one."""
+        self._connection = connection
+
+    @property
+    def request(self) -> Request:
+        """The opening handshake as a werkzeug request, made anew at each call, without a body."""
+        return Request(self._record.environ(), populate_request=False)
+
+    def environ(self) -> dict[str, Any]:
+        """The opening handshake as a WSGI environ, made anew at each call, without a body."""
+        return self._record.environ()
+
+    @property
+    def request_uri(self) -> str:
+        """The path, without the query."""
+        return self.request.root_path + self.request.path
+
+    @property
+    def query_string(self) -> str:
+        """What followed ``?`` in the URL, as it came."""
+        return str(self._record.get("QUERY_STRING") or "")
+
+    @property
+    def request_parameter_map(self) -> dict[str, list[str]]:
+        """The parameters of the query: name to values."""
+        return dict(self.request.args.lists())
+
+    @property
+    def protocol_version(self) -> str:
+        """The WebSocket version, always ``"13"``."""
+        return "13"
+
+    @property
+    def max_idle_timeout(self) -> int:
+        """Milliseconds without a message until the connection is closed; 0 is never. May be set."""
+        return round(self._connection.keepalive.idle_timeout * 1000) if self._connection else 0
+
+    @max_idle_timeout.setter
+    def max_idle_timeout(self, milliseconds: float) -> None:
+        if not milliseconds >= 0:
+            raise ValueError(f"max_idle_timeout is milliseconds, 0 or above, not {milliseconds!r}")
+        if self._connection is not None:
+            self._connection.keepalive.idle_timeout = milliseconds / 1000
+
+    @property
+    def user_properties(self) -> dict[str, Any]:
+        """A dict of the connection's own."""
+        if self._properties is None:
+            self._properties = {}
+        return self._properties
+
+    @property
+    def is_secure(self) -> bool:
+        """True over TLS (behind a proxy: as `ProxyFix` around the middleware says)."""
+        return self._record.is_secure
+
+    @property
+    def remote_address(self) -> str:
+        """The peer's address (behind a proxy: as `ProxyFix` around the middleware says)."""
+        return str(self._record.get("REMOTE_ADDR") or "")
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers."""
+        return self.request.headers
+
+    @property
+    def cookies(self) -> ImmutableMultiDict[str, str]:
+        """The request's cookies."""
+        return self.request.cookies
+
+    def is_open(self) -> bool:
+        """True while the connection is open."""
+        return self._connection is not None and self._connection.is_open()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What may be shown to an operator: no header, cookie, query value, property or token."""
+        principal = self.user_principal
+        return {
+            "id": self.id,
+            "request_uri": self.request_uri,
+            "query_parameters": sorted(self.request_parameter_map),
+            "negotiated_subprotocol": self.negotiated_subprotocol,
+            "protocol_version": self.protocol_version,
+            "extensions": self.extensions,
+            "max_idle_timeout": self.max_idle_timeout,
+            "user_principal": principal if isinstance(principal, str) else None,
+            "is_secure": self.is_secure,
+            "remote_address": self.remote_address,
+            "opened_at": self.opened_at,
+            "is_open": self.is_open(),
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(self, name):
+            raise KeyError(name)
+        value = getattr(self, name)
+        return value() if name == "is_open" else value
+
+    def __getattr__(self, name: str) -> Any:
+        # The seed's getters (getId, getUserProperties …) in Python's spelling, for ported code.
+        if name.startswith("get_") and name[4:] in _GETTABLE:
+            return lambda: getattr(self, name[4:])
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {'open' if self.is_open() else 'closed'}>"
+
+
+_GETTABLE = frozenset(name for name in vars(Session) if not name.startswith("_")) - {
+    "attach",
+    "environ",
+    "is_open",
+    "to_dict",
+}

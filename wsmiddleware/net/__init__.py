@@ -1,0 +1,1 @@
+"""Room 2, one live connection: messages in, ``send`` and ``close`` out. On gevent and protocol/."""

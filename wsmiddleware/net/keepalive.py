@@ -1,0 +1,83 @@
+"""When a quiet connection is pinged, found dead, or closed as idle; and how fast a peer may talk.
+
+Pure rules: the caller brings the time. A busy connection only stores the time, no timer is touched.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Keepalive", "TokenBucket", "Verdict"]
+
+
+class Verdict(Enum):
+    """What `Keepalive.check` asks for."""
+
+    FINE = "fine"
+    PING = "ping"
+    DEAD = "no answer to a ping"
+    IDLE = "idle"
+
+
+class Keepalive:
+    """One connection's times, in seconds of its reactor; 0 turns a limit off."""
+
+    __slots__ = (
+        "_ping_interval",
+        "_ping_sent",
+        "_ping_timeout",
+        "idle_timeout",
+        "last_message",
+        "last_received",
+    )
+
+    def __init__(
+        self, now: float, idle_timeout: float, ping_interval: float, ping_timeout: float
+    ) -> None:
+        self.idle_timeout = idle_timeout
+        self.last_message = now
+        self.last_received = now
+        self._ping_interval = ping_interval
+        self._ping_timeout = ping_timeout
+        self._ping_sent = 0.0
+
+    def check(self, now: float) -> Verdict:
+        """What is due. Any byte received answers a ping (RFC 6455, 5.5.3, asks for a pong)."""
+        if self.idle_timeout and now - self.last_message >= self.idle_timeout:
+            return Verdict.IDLE
+        if self._ping_sent > self.last_received:
+            is_dead = self._ping_timeout and now - self._ping_sent >= self._ping_timeout
+            return Verdict.DEAD if is_dead else Verdict.FINE
+        if self._ping_interval and now - self.last_received >= self._ping_interval:
+            self._ping_sent = now
+            return Verdict.PING
+        return Verdict.FINE
+
+    def hold(self, now: float) -> None:
+        """While we do not read, the peer cannot answer: its clock stands still."""
+        self.last_received = now
+
+
+class TokenBucket:
+    """At most `rate` messages a second, with a burst of as many."""
+
+    __slots__ = ("_last", "_rate", "_tokens")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self._rate = rate
+        self._tokens = max(rate, 1.0)
+        self._last = now
+
+    def allowance(self, now: float) -> int:
+        """How many messages may come now."""
+        self._tokens = min(max(self._rate, 1.0), self._tokens + (now - self._last) * self._rate)
+        self._last = now
+        return int(self._tokens)
+
+    def spend(self, count: int) -> None:
+        """That many came."""
+        self._tokens -= count
+
+    def delay(self) -> float:
+        """Seconds until the next message may come."""
+        return max(0.0, (1.0 - self._tokens) / self._rate)

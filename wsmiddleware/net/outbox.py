@@ -1,0 +1,174 @@
+"""One client's write queue: straight to the socket where nothing waits, else queued."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from gevent.event import Event
+
+from wsmiddleware.net.transport import Transport
+
+__all__ = ["Outbox", "Owner"]
+
+#: Queued messages are joined up to this size for one `send`; joining more costs more than it saves.
+_JOIN_SIZE = 65536
+_WRITE = 2  # libev's EV_WRITE
+
+
+class Owner(Protocol):
+    """Who is told of what happens to an outbox."""
+
+    def lost(self, exc: OSError) -> None:
+        """The transport broke."""
+
+    def drained(self) -> None:
+        """Nothing waits any more, after a stall."""
+
+
+class Outbox:
+    """Bytes on their way to one client, in order.
+
+    All of it belongs to the thread of the hub, and any of its greenlets. The outbox itself never
+    refuses: its owner asks for `size` and decides. `low_mark` is the size in bytes at which those
+    who wait for room go on.
+    """
+
+    __slots__ = (
+        "_loop",
+        "_low_mark",
+        "_owner",
+        "_queue",
+        "_room",
+        "_transport",
+        "_watcher",
+        "bytes_sent",
+        "is_stalled",
+        "size",
+    )
+
+    def __init__(
+        self,
+        loop: Any,
+        transport: Transport,
+        owner: Owner,
+        low_mark: int,
+    ) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._owner: Owner | None = owner
+        self._queue: list[bytes | memoryview] = []
+        self._low_mark = low_mark
+        self._room: Event | None = None
+        self._watcher: Any = None
+        #: Bytes that wait.
+        self.size = 0
+        #: True while the peer takes nothing and the loop waits until it does.
+        self.is_stalled = False
+        self.bytes_sent = 0
+
+    def hold(self, data: bytes) -> None:
+        """Queue `data`; the caller sees to it that `flush` is called."""
+        self._queue.append(data)
+        self.size += len(data)
+
+    def write(self, data: bytes) -> None:
+        """Send `data` after what waits; queue what the socket does not take. Never blocks."""
+        if self._queue:
+            self.hold(data)
+            self.flush()
+            return
+        try:
+            sent = self._transport.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._lost(exc)
+            return
+        self.bytes_sent += sent
+        if sent < len(data):
+            self._queue.append(memoryview(data)[sent:])
+            self.size += len(data) - sent
+            self._stall()
+
+    def flush(self) -> None:
+        """Send what waits until the socket takes no more. Never blocks."""
+        if self.is_stalled:
+            return
+        queue = self._queue
+        while queue:
+            chunk = self._next_chunk()
+            try:
+                sent = self._transport.send(chunk)
+            except BlockingIOError:
+                sent = 0
+            except OSError as exc:
+                self._lost(exc)
+                return
+            self.bytes_sent += sent
+            self.size -= sent
+            if sent == len(chunk):
+                del queue[0]
+            else:
+                queue[0] = memoryview(chunk)[sent:]
+                self._stall()
+                return
+
+    def _next_chunk(self) -> bytes | memoryview:
+        """The head of the queue, with its small successors joined to it."""
+        queue = self._queue
+        size = count = 0
+        for item in queue:
+            size += len(item)
+            if size > _JOIN_SIZE:
+                break
+            count += 1
+        if count > 1:
+            queue[:count] = [b"".join(queue[:count])]
+        return queue[0]
+
+    def _stall(self) -> None:
+        self.is_stalled = True
+        if self._watcher is None:
+            self._watcher = self._loop.io(self._transport.fileno(), _WRITE)
+        self._watcher.start(self._on_writable)
+
+    def _on_writable(self) -> None:
+        self.is_stalled = False
+        self._watcher.stop()
+        self.flush()
+        if self._room is not None and self.size <= self._low_mark:
+            self._wake_waiters()
+        if not self._queue and self._owner is not None:
+            self._owner.drained()
+
+    def _lost(self, exc: OSError) -> None:
+        if self._owner is not None:
+            self._owner.lost(exc)
+
+    def wait_for_room(self, timeout: float) -> bool:
+        """Block the calling greenlet until the low-water mark is reached.
+
+        `False` after `timeout` seconds. `True` also when the outbox has been closed meanwhile.
+        """
+        if self.size <= self._low_mark:
+            return True
+        if self._room is None:
+            self._room = Event()
+        return bool(self._room.wait(timeout))
+
+    def _wake_waiters(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    def close(self) -> None:
+        """Drop what waits, stop the watcher and wake whoever waits for room."""
+        self._owner = None
+        self._queue.clear()
+        self.size = 0
+        self.is_stalled = False
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+        self._wake_waiters()

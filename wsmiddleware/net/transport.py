@@ -1,0 +1,126 @@
+"""Byte streams that never block: what a connection reads from and writes to.
+
+A transport raises `BlockingIOError` where a call would have to wait, any other `OSError` when the
+stream is broken. All of its calls belong to the thread of the hub that watches it.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import ssl
+from typing import Protocol
+
+import gevent.socket
+import gevent.ssl
+
+__all__ = ["TcpTransport", "TlsTransport", "Transport", "wrap_socket"]
+
+_NODELAY = (_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+
+
+class Transport(Protocol):
+    """A non-blocking byte stream over one socket."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Up to `size` bytes (of at least 16 KiB); ``b""`` at the end of the stream."""
+        ...
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """Write what fits and return how many bytes that was."""
+        ...
+
+    def fileno(self) -> int:
+        """The descriptor that a watcher waits on."""
+        ...
+
+    def shutdown(self, how: int, /) -> None:
+        """Shut one or both directions down (``SHUT_WR``, ``SHUT_RDWR``)."""
+        ...
+
+    def close(self) -> None:
+        """Give the descriptor back. The watchers on it must have been stopped."""
+        ...
+
+
+class TcpTransport(_socket.socket):
+    """A raw, non-blocking socket: C methods only, no greenlet ever waits in it."""
+
+    __slots__ = ()
+
+
+class BorrowedTcpTransport(TcpTransport):
+    """The same over a descriptor that somebody else will close."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """End both directions and let go of the descriptor."""
+        # Wakes whoever waits on it at its owner's, which close() would not do.
+        with contextlib.suppress(OSError):
+            self.shutdown(_socket.SHUT_RDWR)
+        self.detach()
+
+
+class TlsTransport:
+    """A gevent `SSLSocket` with time-out 0, its "want" errors told as `BlockingIOError`."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: gevent.ssl.SSLSocket) -> None:
+        sock.settimeout(0.0)
+        self._sock = sock
+
+    def recv(self, size: int) -> bytes:
+        """Up to `size` decrypted bytes; ``b""`` at the end, with or without a close alert.
+
+        `size` must be at least 16 KiB, the largest TLS record: a rest of a record would wait in the
+        TLS layer, where no watcher sees it.
+        """
+        try:
+            return bytes(self._sock.recv(size))
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+            raise BlockingIOError from exc
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Encrypt and write what fits; 0 bytes were taken when it raises `BlockingIOError`."""
+        try:
+            return int(self._sock.send(data))
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+            raise BlockingIOError from exc
+
+    def fileno(self) -> int:
+        """The descriptor of the TCP socket below."""
+        return int(self._sock.fileno())
+
+    def shutdown(self, how: int) -> None:
+        """Send a TLS close alert, then shut the TCP stream down; nothing is waited for."""
+        with contextlib.suppress(OSError, ValueError):
+            self._sock._sslobj.shutdown()
+        # Not SSLSocket.shutdown(): it drops the TLS layer, and what is read after it is ciphertext.
+        gevent.socket.socket.shutdown(self._sock, how)
+
+    def close(self) -> None:
+        """Close the socket, sending a TLS close alert where that needs no wait."""
+        with contextlib.suppress(OSError, ValueError):
+            self._sock._sslobj.shutdown()
+        self._sock.close()
+
+
+def wrap_socket(sock: gevent.socket.socket, *, detach: bool) -> Transport:
+    """Make a transport of a gevent socket, with ``TCP_NODELAY`` set.
+
+    `detach` takes a plain socket's descriptor away from `sock`, so that nobody else closes it;
+    without it `sock` stays its owner's, who closes it. A TLS socket is always used itself.
+    """
+    # Small frames must not wait for the peer's delayed ACK; gevent leaves Nagle's algorithm on.
+    with contextlib.suppress(OSError):  # a Unix socket has no such option
+        sock.setsockopt(*_NODELAY)
+    if isinstance(sock, gevent.ssl.SSLSocket):
+        return TlsTransport(sock)
+    cls, fd = (TcpTransport, sock.detach()) if detach else (BorrowedTcpTransport, sock.fileno())
+    transport = cls(sock.family, sock.type, sock.proto, fileno=fd)
+    transport.setblocking(False)
+    return transport

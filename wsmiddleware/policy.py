@@ -1,0 +1,167 @@
+"""Accept or refuse an opening handshake: RFC 6455, section 4.2, before any 101. Pure.
+
+The order of the checks is the order of the functions in `decide`; each answers with the HTTP
+response that a peer gets, and the log line that tells an operator what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.wrappers import Response
+
+from wsmiddleware.protocol import deflate, handshake
+from wsmiddleware.values import normalise_origin
+
+if TYPE_CHECKING:
+    from wsmiddleware.listeners.channel import Channel
+    from wsmiddleware.settings import Settings
+
+__all__ = ["Acceptance", "Refusal", "agree", "check_origin", "check_request", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer to a handshake that is refused, and why, for the log."""
+
+    response: Response
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What the 101 agrees to."""
+
+    headers: list[tuple[str, str]]
+    subprotocol: str = ""
+    extensions: str = ""
+    deflate: deflate.Deflate | None = None
+
+
+def refuse(
+    status: int, text: str, headers: Mapping[str, str] | None = None, *, reason: str = ""
+) -> Refusal:
+    """A refusal in plain text; `reason` is for the log where it may say more than the peer gets."""
+    response = Response(text + "\n", status, mimetype="text/plain")
+    response.headers.update(headers or {})
+    return Refusal(response, text, reason or text)
+
+
+def check_request(environ: Mapping[str, Any]) -> Refusal | None:
+    """RFC 6455, section 4.2.1: the request is a handshake of version 13, to the letter."""
+    if environ["REQUEST_METHOD"] != "GET":
+        return refuse(405, "A WebSocket handshake is a GET.", {"Allow": "GET"})
+    if not (
+        handshake.has_token(environ.get("HTTP_UPGRADE", ""), "websocket")
+        and handshake.has_token(environ.get("HTTP_CONNECTION", ""), "upgrade")
+    ):
+        return refuse(426, "This is a WebSocket: connect with ws://.", {"Upgrade": "websocket"})
+    problem = _find_problem(environ)
+    if problem is not None:
+        return refuse(400, problem)
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != "13":
+        headers = {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"}
+        return refuse(426, "WebSocket version 13 is spoken here.", headers)
+    return None
+
+
+def _find_problem(environ: Mapping[str, Any]) -> str | None:
+    protocol = environ.get("SERVER_PROTOCOL", "")
+    if protocol in ("", "HTTP/0.9", "HTTP/1.0"):
+        return "A WebSocket handshake needs HTTP/1.1."
+    if environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ:
+        return "A WebSocket handshake has no body."
+    if not environ.get("HTTP_HOST"):
+        return "A WebSocket handshake needs a Host header."
+    if not handshake.is_valid_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip()):
+        return "Sec-WebSocket-Key must be 16 bytes in base64."
+    return None
+
+
+def check_origin(environ: Mapping[str, Any], settings: Settings) -> Refusal | None:
+    """Cross-site WebSocket hijacking ends here: RFC 6455, section 10.2."""
+    origin = environ.get("HTTP_ORIGIN")
+    allowed = settings.allowed_origins
+    if origin is None or allowed == "*":
+        return None  # no Origin is no browser, and has no ambient credentials to abuse
+    host = environ.get("HTTP_HOST", "")
+    if allowed == "same-origin":
+        if _is_same_host(origin, host):
+            return None
+    elif any(_matches(origin, pattern) for pattern in allowed):
+        return None
+    return refuse(
+        403,
+        "This origin may not connect.",
+        reason=f"foreign origin {origin!r} for host {host!r}; to let it in, add it to "
+        "allowed_origins (WSMIDDLEWARE_ALLOWED_ORIGINS), or if a proxy changes the Host header, "
+        "have it pass the original on and wrap the application in ProxyFix",
+    )
+
+
+def _is_same_host(origin: str, host: str) -> bool:
+    """Host and port are the same; the scheme is not compared, TLS may end at a proxy."""
+    scheme = origin.partition("://")[0]
+    try:
+        return origin != "null" and normalise_origin(origin) == normalise_origin(
+            f"{scheme}://{host}"
+        )
+    except ValueError:
+        return False
+
+
+def _matches(origin: str, pattern: str) -> bool:
+    """An origin against one of `allowed_origins`, in which ``*`` stands for a whole label."""
+    try:
+        origin = normalise_origin(origin)
+    except ValueError:
+        return False
+    if "*" not in pattern:
+        return origin == pattern
+    scheme, _, rest = origin.partition("://")
+    pattern_scheme, _, pattern_rest = pattern.partition("://")
+    labels, pattern_labels = rest.split("."), pattern_rest.split(".")
+    return (
+        scheme == pattern_scheme
+        and len(labels) == len(pattern_labels)
+        and all(_is_label(a, b) for a, b in zip(labels, pattern_labels, strict=True))
+    )
+
+
+def _is_label(label: str, pattern: str) -> bool:
+    # The last label carries the port, if there is one: "*:8000" stands for any label with it.
+    name, _, port = label.partition(":")
+    pattern_name, _, pattern_port = pattern.partition(":")
+    return port == pattern_port and (pattern_name in ("*", name))
+
+
+def agree(
+    environ: Mapping[str, Any], channel: Channel, settings: Settings, *, is_answered: bool
+) -> Acceptance:
+    """The 101 of an accepted handshake: RFC 6455, section 4.2.2.
+
+    `is_answered` means that a 101 has gone out already, which agreed to nothing.
+    """
+    if is_answered:
+        return Acceptance([])
+    key = environ["HTTP_SEC_WEBSOCKET_KEY"].strip()
+    headers = [
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+        ("Sec-WebSocket-Accept", handshake.accept_key(key)),
+    ]
+    offered = handshake.parse_tokens(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
+    subprotocol = handshake.select_subprotocol(offered, channel.subprotocols)
+    if subprotocol:
+        headers.append(("Sec-WebSocket-Protocol", subprotocol))
+    agreed = None
+    if settings.compression:
+        agreed = deflate.negotiate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
+    if agreed is not None:
+        headers.append(("Sec-WebSocket-Extensions", agreed[1]))
+    return Acceptance(
+        headers, subprotocol or "", agreed[1] if agreed else "", agreed[0] if agreed else None
+    )

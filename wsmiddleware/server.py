@@ -1,0 +1,171 @@
+"""The gevent server behind ``python -m wsmiddleware run``, and the draining that gunicorn shares.
+
+::
+
+    serve(WSGIServer(("127.0.0.1", 8000), app))
+
+serves until SIGTERM or SIGINT, tells the clients and returns. `WSGIServer` alone is gevent's,
+with our handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import pywsgi
+from gevent.event import AsyncResult
+from gevent.pool import Pool
+
+from wsmiddleware import info
+from wsmiddleware.handler import WebSocketHandler, stop_reading
+from wsmiddleware.protocol.frames import CloseCode
+
+__all__ = ["WSGIServer", "drain", "grace_period", "handshake_timeout", "serve"]
+
+_logger = logging.getLogger("websocket")
+
+# What holds without a middleware in the process.
+_GRACE_PERIOD = 5.0
+
+# Exit status after a second Ctrl-C, as a shell gives it to what SIGINT has killed.
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
+    """gevent's server with our handler: connections outlive their handler, under TLS as well."""
+
+    handler_class = WebSocketHandler
+
+    #: Tells the handler that a TLS socket it has detached is not closed behind it.
+    keeps_detached_tls = True
+
+    #: No further request on any connection is welcome.
+    is_draining = False
+
+    #: Seconds for the TLS handshake and for each request; the handler's own when None.
+    handshake_timeout: float | None = None
+
+    #: Called at each request, when given.
+    on_request: Callable[[], None] | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.clients: dict[Any, Any] = {}
+        self.idle_handlers: set[WebSocketHandler] = set()
+        super().__init__(*args, **options)
+
+    def handle(self, sock: Any, address: Any) -> None:
+        """Serve one plain connection; blocks until it is closed or detached."""
+        self._make_handler(sock, address).handle()
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
+        """Serve one TLS connection; the socket is closed unless it was detached."""
+        ssl_socket = self._wrap(client_socket, address)
+        if ssl_socket is None:
+            return
+        handler = self._make_handler(ssl_socket, address)
+        try:
+            handler.handle()
+        finally:
+            if not handler.is_detached:
+                ssl_socket.close()
+
+    def start_draining(self) -> None:
+        """Accept nothing more; connections that wait for a request end, others after theirs."""
+        self.is_draining = True
+        self.close()
+        for handler in list(self.idle_handlers):
+            stop_reading(handler)
+
+    def release_websockets(self) -> None:
+        """End what applications hold by ``wsgi.websocket``: their next read is the end."""
+        for client in list(self.clients.values()):
+            if client.ws.handler is not None:
+                stop_reading(client.ws.handler)
+
+    def _make_handler(self, sock: Any, address: Any) -> WebSocketHandler:
+        handler: WebSocketHandler = self.handler_class(sock, address, self)
+        if self.handshake_timeout is not None:
+            handler.handshake_timeout = self.handshake_timeout
+        return handler
+
+    def _wrap(self, client_socket: Any, address: Any) -> Any:
+        """The TLS socket after its handshake, or None when there was none in time."""
+        seconds = self.handshake_timeout or self.handler_class.handshake_timeout
+        try:
+            with gevent.Timeout(seconds, TimeoutError(f"no TLS handshake in {seconds} s")):
+                return self.wrap_socket(client_socket, **self.ssl_args)
+        except (OSError, ssl.SSLError) as exc:
+            # A port scan or a plain http:// request is no event for the operator.
+            _logger.debug("TLS handshake with %s failed: %s", address, exc)
+            return None
+
+
+def drain(server: WSGIServer, code: CloseCode, timeout: float) -> None:
+    """Close every connection with `code` and wait for requests that run, `timeout` seconds at most.
+
+    Nobody is accepted from the first moment on. Blocks the calling greenlet.
+    """
+    deadline = time.monotonic() + timeout
+    server.start_draining()
+    info.shutdown(code, timeout)
+    server.release_websockets()
+    if server.pool is not None:
+        server.pool.join(max(0.1, deadline - time.monotonic()))
+
+
+def grace_period() -> float:
+    """Seconds that going down may take: the longest of this process's middlewares."""
+    return max((each.settings.grace_period for each in info.middlewares()), default=_GRACE_PERIOD)
+
+
+def handshake_timeout() -> float | None:
+    """Seconds for one request: the shortest of this process's middlewares, None without any."""
+    return min((each.settings.handshake_timeout for each in info.middlewares()), default=None)
+
+
+def serve(
+    server: WSGIServer,
+    stopping: AsyncResult | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> CloseCode:
+    """Serve until SIGTERM, SIGINT or a close code set in `stopping`; then drain and return it.
+
+    `on_ready` is called once the server accepts and signals are taken. A second SIGINT ends the
+    process at once. Call it in the main thread; blocks. Raises `OSError` when the address cannot
+    be listened on.
+    """
+    stopping = AsyncResult() if stopping is None else stopping
+    if server.handshake_timeout is None:
+        server.handshake_timeout = handshake_timeout()
+    if server.pool is None:
+        server.set_spawn(Pool())
+    server.start()
+    previous = {
+        # Not gevent's own handlers: those wait for the loop, which a callback that never yields
+        # keeps from turning.
+        number: signal.signal(number, lambda number, frame: _stop(stopping, number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        if on_ready is not None:
+            on_ready()
+        code = CloseCode(stopping.get())
+        drain(server, code, grace_period())
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return code
+
+
+def _stop(stopping: AsyncResult, number: int) -> None:
+    if not stopping.ready():
+        stopping.set(CloseCode.GOING_AWAY)
+    elif number == signal.SIGINT:
+        os._exit(_INTERRUPTED)
