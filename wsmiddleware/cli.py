@@ -184,7 +184,10 @@ def _tls_context(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | 
         context.load_cert_chain(certfile, keyfile, password="")
     except (OSError, ValueError) as exc:
         files = " and ".join(filter(None, (certfile, keyfile)))
-        reason = getattr(exc, "reason", None) or exc
+        # OpenSSL calls a file that is no PEM at all "PEM lib", and has no reason then.
+        reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or exc
+        if isinstance(exc, ssl.SSLError) and not exc.reason:
+            reason = "not in PEM format"
         raise CommandError(f"{files}: no usable certificate with its key ({reason})") from exc
     return context
 
@@ -255,10 +258,10 @@ def _serve_reloading(
     try:
         app = load()
     except CommandError as exc:
+        files = Files(*error_places(exc))  # before the user reads of it and mends it
         click.echo(f"wsmiddleware: {exc.format_message()}", err=True)
         click.echo("wsmiddleware: waiting for a change", err=True)
-        changed = Files(*error_places(exc)).wait()
-        return RELOAD_STATUS if changed else 0
+        return RELOAD_STATUS if files.wait() else 0
     directories = [each.directory for each in info.middlewares() if each.directory]
     configs = [each.settings.config_file for each in info.middlewares()]
     files = Files(directories, [file for file in configs if file])

@@ -48,9 +48,8 @@ function append(log, text) {
 }
 
 if (document.body.dataset.name) {
-  const room = new URLSearchParams(location.search).get("room");
-  const path = room ? `ws/chat/${encodeURIComponent(room)}` : "ws/chat";
-  const chat = live(path, byId("chat-state"), (data) => {
+  const room = new URLSearchParams(location.search).get("room") || "lobby";
+  const chat = live(`ws/chat/${encodeURIComponent(room)}`, byId("chat-state"), (data) => {
     const { event, name, text, people } = JSON.parse(data);
     append(byId("chat-log"), event === "said" ? `${name}: ${text}` : `${name} ${event}`);
     byId("people").textContent = people.join(", ");

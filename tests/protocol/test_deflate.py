@@ -178,6 +178,8 @@ def test_inflater_refuses_broken_data(wire: bytes) -> None:
         # the stored block is longer than the data, the tail and what we append
         b"\x00\x10\x00\xef\xffHel",
         b"\x03\x00\x00\x01",
+        # the tail becomes the content of a final block, and more is left
+        b"\x01\x02\x00\xfd\xff",
     ],
 )
 def test_inflater_refuses_data_that_end_too_soon(wire: bytes) -> None:
@@ -197,6 +199,9 @@ def test_inflater_makes_no_more_than_the_limit_of_a_bomb() -> None:
     assert failure(bomb, limit=1000) == 1009
 
 
-def test_inflater_refuses_output_that_only_the_tail_brings_out() -> None:
+@pytest.mark.parametrize(
+    ("wire", "limit"), [(b"\x00\x04\x00\xfb\xff", 3), (b"\x00\x06\x00\xf9\xffab", 5)]
+)
+def test_inflater_refuses_output_that_only_the_tail_brings_out(wire: bytes, limit: int) -> None:
     # A stored block cut off before its last four bytes: the tail becomes its content.
-    assert failure(b"\x00\x04\x00\xfb\xff", limit=3) == 1009
+    assert failure(wire, limit=limit) == 1009

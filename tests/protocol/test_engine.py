@@ -10,7 +10,7 @@ import tracemalloc
 
 import pytest
 
-from wsmiddleware.protocol.deflate import Deflate, compress
+from wsmiddleware.protocol.deflate import Deflate
 from wsmiddleware.protocol.engine import Close, Engine, Event, Fail, Ping, Pong
 from wsmiddleware.protocol.frames import Opcode, encode_frame
 from wsmiddleware.protocol.masking import xor_mask
@@ -276,73 +276,6 @@ def test_server_refuses_a_flood_of_fragments() -> None:
     assert engine.receive(b"\x00\x80" + KEY) == [Fail(1009, "too many fragments")]
 
 
-# Compression
-
-
-def compressed_frame(text: str | bytes, first: int = 0xC1) -> bytes:
-    payload = compress(text if isinstance(text, bytes) else text.encode(), 15)
-    assert payload is not None
-    return encode_frame(first & 0x0F, payload, fin=first > 127, rsv1=True, masked=True)
-
-
-def test_server_receives_compressed_message() -> None:
-    assert receive(b"\xc1\x87" + KEY + b"\xf2\x48\xcd\xc9\xc9\x07\x00", deflate=Deflate()) == [
-        "Hello"
-    ]
-
-
-def test_server_receives_compressed_message_in_fragments_and_plain_ones_between() -> None:
-    wire = b"\x41\x83" + KEY + b"\xf2\x48\xcd" + b"\x89\x80" + KEY + b"\x80\x84" + KEY
-    wire += b"\xc9\xc9\x07\x00"
-    assert receive(wire + HELLO + wire, deflate=Deflate()) == [
-        Ping(b""),
-        "Hello",
-        "Hello",
-        Ping(b""),
-        "Hello",
-    ]
-
-
-def test_server_receives_compressed_binary_byte_by_byte() -> None:
-    data = bytes(range(256)) * 4
-    wire = compressed_frame(data, 0xC2)
-    assert receive(*(bytes((byte,)) for byte in wire), deflate=Deflate()) == [data]
-
-
-def test_server_receives_largest_message_though_it_grew_by_compression() -> None:
-    data = b"".join(b"\x00\x01\x00\xfe\xff" + bytes((i % 256,)) for i in range(100)) + b"\x00"
-    wire = encode_frame(Opcode.BINARY, data, rsv1=True, masked=True)
-    expected = bytes(i % 256 for i in range(100))
-    assert receive(wire, deflate=Deflate(), max_message_size=100) == [expected]
-
-
-def test_server_refuses_bomb() -> None:
-    assert code_of(compressed_frame("x" * 1001), deflate=Deflate(), max_message_size=1000) == 1009
-
-
-def test_server_refuses_bomb_in_fragments() -> None:
-    wire = compressed_frame("x" * 1001)
-    first, rest = wire[6:8], wire[8:]
-    key = wire[2:6]
-    chunks = [b"\x41\x82" + key + first, bytes((0x80, 0x80 | len(rest))) + KEY]
-    chunks.append(xor_mask(rest, key[2:] + key[:2]))
-    assert code_of(*chunks, deflate=Deflate(), max_message_size=1000) == 1009
-
-
-def test_server_refuses_compressed_frame_that_cannot_fit_at_its_header() -> None:
-    assert code_of(b"\xc1\xff\x00\x00\x00\x00\x00\x20\x00\x00" + KEY, deflate=Deflate()) == 1009
-
-
-def test_server_fails_on_broken_compressed_data() -> None:
-    wire = b"\xc1\x83" + KEY + b"\xff\xff\xff"
-    assert receive(wire, deflate=Deflate()) == [Fail(1007, "invalid compressed data")]
-
-
-def test_server_fails_on_wrong_byte_in_compressed_text_before_its_end() -> None:
-    wire = compressed_frame(b"\xff" * 300)
-    assert code_of(wire[:-1], deflate=Deflate()) == 1007
-
-
 # A turn for the others: max_events
 
 
@@ -383,76 +316,3 @@ def test_server_has_no_more_once_it_is_done() -> None:
     assert engine.receive(b"", max_events=1) == [Close(1005, "")]
     assert not engine.more
     assert engine.receive(b"") == []
-
-
-# Sending
-
-
-@pytest.mark.parametrize(
-    ("data", "wire"),
-    [
-        ("", b"\x81\x00"),
-        ("é", b"\x81\x02\xc3\xa9"),
-        (b"\x00", b"\x82\x01\x00"),
-        (bytearray(b"ab"), b"\x82\x02ab"),
-        (memoryview(b"abcd")[::2], b"\x82\x02ac"),
-        ("x" * 126, b"\x81\x7e\x00\x7e" + b"x" * 126),
-    ],
-)
-def test_server_encodes_message(data: str | bytes, wire: bytes) -> None:
-    assert Engine().encode(data) == wire
-
-
-@pytest.mark.parametrize("data", ["hello", "x" * 126])
-def test_client_encodes_masked_message(data: str) -> None:
-    wire = Engine(is_client=True).encode(data)
-    assert wire[1] > 127
-    assert receive(wire) == [data]
-
-
-def test_server_compresses_message_from_256_bytes() -> None:
-    engine = Engine(deflate=Deflate())
-    assert engine.encode("x" * 255) == b"\x81\x7e\x00\xff" + b"x" * 255
-    compressed = compress(b"x" * 256, 15) or b""
-    assert engine.encode("x" * 256) == b"\xc1" + bytes((len(compressed),)) + compressed
-
-
-def test_client_compresses_message() -> None:
-    wire = Engine(is_client=True, deflate=Deflate()).encode(b"x" * 1000)
-    assert (wire[0], len(wire) < 50) == (0xC2, True)
-    assert receive(wire, deflate=Deflate()) == [b"x" * 1000]
-
-
-def test_server_does_not_compress_what_must_not_be() -> None:
-    assert Engine(deflate=Deflate()).encode("x" * 300, compress=False)[0] == 0x81
-
-
-def test_server_does_not_compress_without_agreement() -> None:
-    assert Engine().encode("x" * 300)[0] == 0x81
-
-
-def test_server_does_not_compress_what_does_not_shrink() -> None:
-    assert Engine(deflate=Deflate()).encode(os.urandom(1000))[:4] == b"\x82\x7e\x03\xe8"
-
-
-def test_server_encodes_control_frame() -> None:
-    assert Engine().control(Opcode.PING, b"abc") == b"\x89\x03abc"
-
-
-def test_client_encodes_masked_control_frame() -> None:
-    assert receive(Engine(is_client=True).control(Opcode.PONG, b"abc")) == [Pong(b"abc")]
-
-
-def test_engine_refuses_control_frame_of_126_bytes() -> None:
-    with pytest.raises(ValueError, match="126 bytes"):
-        Engine().control(Opcode.PING, bytes(126))
-
-
-def test_engine_refuses_data_frame_as_control_frame() -> None:
-    with pytest.raises(ValueError, match="no control frame"):
-        Engine().control(Opcode.TEXT, b"")
-
-
-def test_engine_refuses_message_of_another_type() -> None:
-    with pytest.raises(TypeError, match="str or bytes-like, not dict"):
-        Engine().encode({})  # type: ignore[arg-type]

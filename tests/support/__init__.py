@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,16 @@ def wait_until(
         gevent.sleep(0.005)
 
 
-def connect(url: str, **options: Any) -> ClientConnection:
-    """An open connection of the independent client; `options` are those of `websockets`."""
+def connect(url: str, **options: Any) -> AbstractContextManager[ClientConnection]:
+    """A connection of the independent client, open within `with`.
+
+    `options` are those of `websockets`. Its threads are greenlets here.
+    """
     options.setdefault("open_timeout", PATIENCE)
     options.setdefault("close_timeout", PATIENCE)
-    return websockets_connect(url, proxy=None, **options)
+    client: AbstractContextManager[ClientConnection]
+    client = websockets_connect(url, proxy=None, **options)
+    return client
 
 
 def websocket_request(path: str, *, version: str = "1.1", **headers: str | None) -> bytes:
@@ -94,8 +100,8 @@ class Server:
         """The channel's URL."""
         return f"ws{'s' if self.ssl else ''}://{self.host}:{self.port}{path}"
 
-    def connect(self, path: str, **options: Any) -> ClientConnection:
-        """An open connection of the independent client."""
+    def connect(self, path: str, **options: Any) -> AbstractContextManager[ClientConnection]:
+        """A connection of the independent client, open within `with`."""
         if self.ssl:
             options.setdefault("ssl", self.ssl)
         return connect(self.ws_url(path), **options)

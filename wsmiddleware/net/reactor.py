@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import deque
@@ -107,14 +108,14 @@ class Reactor:
         timer.close()
         functions, self._next = self._next, []
         for function in functions:
-            function()
+            self.loop.run_callback(function)
 
     def pause(self) -> None:
         """Block the calling greenlet until the loop has looked at its sockets once."""
         # A waiter, not the greenlet's own switch: should a stop be thrown in meanwhile, nothing
         # wakes the greenlet a second time.
         waiter = Waiter(self.hub)
-        self.next_turn(waiter.switch)
+        self.next_turn(functools.partial(waiter.switch, None))
         waiter.get()
 
     def watch(self, ticking: Ticking) -> None:

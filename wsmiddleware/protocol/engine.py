@@ -129,6 +129,7 @@ class Engine:
             for _ in range(max_events):
                 # The hot path: a whole masked message of up to 4 KiB, nothing else going on. In
                 # every other state `limit` is 0: one comparison covers state, mask and size.
+                # All in one function, past the house's length: 0.7 us a call, 0.4 us a frame.
                 start = pos + 6
                 if start <= end:
                     second = data[pos + 1]
@@ -197,7 +198,11 @@ class Engine:
         if end - pos < 2:
             return -1
         first, second = data[pos], data[pos + 1]
-        self._check_start(first, second)
+        if self._message is not None:
+            _check_start(first, second, _CONTINUES, self.is_client)
+        else:
+            starts = _STARTS if self.deflate is None else _STARTS_DEFLATE
+            _check_start(first, second, starts, self.is_client)
         size = second & 0x7F
         start = pos + 2
         if size > MAX_CONTROL_SIZE:
@@ -214,8 +219,12 @@ class Engine:
         if first in _CONTROL:
             if stop > end:
                 return -1
-            events.append(self._read_control(first, self._unmask(data, start, stop)))
-            return end if self.is_done else stop
+            event = _read_control(first, self._unmask(data, start, stop))
+            events.append(event)
+            if isinstance(event, Close):
+                self._finish()
+                return end
+            return stop
         if stop <= end and first in (_TEXT, _BINARY):
             if size > self.max_message_size:
                 raise too_big()
@@ -225,44 +234,12 @@ class Engine:
         self._open_frame(first, size)
         return self._read_payload(data, start, end, events)
 
-    def _check_start(self, first: int, second: int) -> None:
-        """Refuse what two bytes prove wrong: 1002 (RFC 6455 sections 5.1, 5.2, 5.4, 5.5)."""
-        if self._message is not None:
-            allowed = _CONTINUES
-        else:
-            allowed = _STARTS if self.deflate is None else _STARTS_DEFLATE
-        if first not in allowed:
-            raise _violation(_explain(first))
-        if self.is_client:
-            if second > 127:
-                raise _violation("masked frame from the server")
-        elif second < 128:
-            raise _violation("unmasked frame from the client")
-        if first & 0x08 and second & 0x7F > MAX_CONTROL_SIZE:
-            raise _violation("control frame too long")
-
     def _unmask(self, data: bytes, start: int, stop: int) -> bytes:
         if self.is_client:
             return data[start:stop]
         if stop - start < _VIEW_SIZE:
             return apply_mask(data[start:stop], self._key)
         return apply_mask(memoryview(data)[start:stop], self._key)
-
-    def _read_control(self, first: int, payload: bytes) -> Event:
-        opcode = first & 0x0F
-        if opcode == Opcode.PING:
-            return Ping(payload)
-        if opcode == Opcode.PONG:
-            return Pong(payload)
-        self._finish()
-        if not payload:
-            return Close(int(CloseCode.NO_STATUS_RCVD), "")
-        if len(payload) == 1:
-            raise _violation("close frame with half a code")
-        code = int.from_bytes(payload[:2], "big")
-        if not is_receivable_close_code(code):
-            raise _violation(f"invalid close code {code}")
-        return Close(code, str(payload[2:], "utf-8"))
 
     def _open_frame(self, first: int, size: int) -> None:
         if self._message is None:
@@ -317,6 +294,35 @@ class Engine:
         if len(payload) > MAX_CONTROL_SIZE:
             raise ValueError(f"control frame of {len(payload)} bytes, at most 125 are allowed")
         return encode_frame(opcode, payload, masked=self.is_client)
+
+
+def _check_start(first: int, second: int, allowed: frozenset[int], is_client: bool) -> None:
+    """Refuse what two bytes prove wrong: 1002 (RFC 6455 sections 5.1, 5.2, 5.4, 5.5)."""
+    if first not in allowed:
+        raise _violation(_explain(first))
+    if is_client:
+        if second > 127:
+            raise _violation("masked frame from the server")
+    elif second < 128:
+        raise _violation("unmasked frame from the client")
+    if first & 0x08 and second & 0x7F > MAX_CONTROL_SIZE:
+        raise _violation("control frame too long")
+
+
+def _read_control(first: int, payload: bytes) -> Ping | Pong | Close:
+    opcode = first & 0x0F
+    if opcode == Opcode.PING:
+        return Ping(payload)
+    if opcode == Opcode.PONG:
+        return Pong(payload)
+    if not payload:
+        return Close(int(CloseCode.NO_STATUS_RCVD), "")
+    if len(payload) == 1:
+        raise _violation("close frame with half a code")
+    code = int.from_bytes(payload[:2], "big")
+    if not is_receivable_close_code(code):
+        raise _violation(f"invalid close code {code}")
+    return Close(code, str(payload[2:], "utf-8"))
 
 
 def _read_size(field: bytes) -> int:
