@@ -27,12 +27,16 @@ from support.strict import pytest_make_collect_report, pytest_runtest_makereport
 __all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 
 
+# No test sees the user's settings; nor its servers WSMIDDLEWARE_TEST_STRICT, which is none.
+# What chooses the implementation under test stays.
+for name in {name for name in os.environ if name.startswith("WSMIDDLEWARE_")}:
+    if name != "WSMIDDLEWARE_SPEEDUPS":
+        del os.environ[name]
+
+
 @pytest.fixture(autouse=True)
 def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the user's settings or another's, or leaves a websocket.json in the checkout."""
-    for name in os.environ:
-        if name.startswith("WSMIDDLEWARE_") and not name.startswith("WSMIDDLEWARE_TEST_"):
-            monkeypatch.delenv(name)
+    """No test leaves a websocket.json in the checkout."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import gevent
 import pytest
 from websockets.exceptions import ConnectionClosed
 
@@ -202,10 +205,7 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         has_said(process, "inside\n")
         process.signal(signal.SIGINT)
-        with pytest.raises(ConnectionRefusedError):
-            while True:  # until it accepts no more: then the first has been taken
-                with process.server.socket():
-                    pass
+        wait_until(lambda: is_refused(process))  # then the first has been taken
         process.signal(signal.SIGINT)
         assert process.wait(3) == 130
 
@@ -257,6 +257,57 @@ def test_reload_waits_when_the_first_start_fails(tmp_path: Path) -> None:
         has_said(process, "/ws/echo\n")
         process.signal(signal.SIGINT)
         assert process.wait() == 0
+
+
+PID = """
+    import os, time
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/hang":
+            print("inside", flush=True)
+            time.sleep(1000)
+        start_response("200 OK", [])
+        return [str(os.getpid()).encode()]
+"""
+
+
+def test_reload_ends_by_the_ctrl_c_that_both_processes_get(tmp_path: Path) -> None:
+    with serve_by("run", write_app(tmp_path, PID), ["--reload"]) as process:
+        child = int(process.server.get("/").text)
+        for pid in (child, process.popen.pid):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        assert process.wait() == 0
+        assert "Traceback" not in process.output
+
+
+def test_reload_ends_at_once_by_a_second_ctrl_c(tmp_path: Path) -> None:
+    with (
+        serve_by("run", write_app(tmp_path, PID), ["--reload"]) as process,
+        process.server.socket() as client,
+    ):
+        client.sendall(b"GET /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+        has_said(process, "inside\n")
+        started = time.monotonic()
+        while process.popen.poll() is None:
+            process.signal(signal.SIGINT)
+            gevent.sleep(0.05)
+        assert time.monotonic() - started < 3  # the grace period is 5
+
+
+def test_reload_leaves_no_child_behind(tmp_path: Path) -> None:
+    with serve_by("run", write_app(tmp_path, PID), ["--reload"]) as process:
+        process.server.get("/")
+        process.popen.kill()
+        wait_until(lambda: is_refused(process))
+
+
+def is_refused(process: Process) -> bool:
+    """True when nobody listens any more."""
+    try:
+        with process.server.socket():
+            return False
+    except ConnectionRefusedError:
+        return True
 
 
 def test_check_prints_each_channel_with_its_class(tmp_path: Path) -> None:

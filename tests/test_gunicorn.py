@@ -146,10 +146,32 @@ def test_max_requests_replaces_the_worker(tmp_path: Path) -> None:
 
 
 def test_several_workers_are_warned_of(tmp_path: Path) -> None:
-    folder = write_app(tmp_path, APP, echo=LISTENER)
+    folder = write_app(tmp_path, APP + "    print('loaded', flush=True)\n", echo=LISTENER)
     with serve_by("worker", folder, ["--workers", "2"]) as process:
-        wait_until(lambda: "no backplane" in process.output, lambda: process.output)
+        # gunicorn itself waits in vain for a worker that was told to end before it had begun.
+        wait_until(lambda: process.output.count("loaded\n") == 2, lambda: process.output)
         assert process.output.count("no backplane") == 1
+
+
+def test_reload_by_gunicorn_tells_the_clients_1012(tmp_path: Path) -> None:
+    folder = write_app(tmp_path, APP, echo=LISTENER)
+    with serve_by("worker", folder, ["--reload", "--reload-engine", "poll"]) as process:
+        with process.server.connect("/ws/echo") as client:
+            write_app(folder, APP.replace("str(os.getpid())", "'new code'"))
+            assert close_code(client) == 1012
+        assert process.server.get("/").text == "new code"
+
+
+def test_preload_is_safe(tmp_path: Path) -> None:
+    folder = write_app(tmp_path, APP, echo=LISTENER)
+    with (
+        serve_by("worker", folder, ["--preload", "--workers", "2"]) as process,
+        process.server.connect("/ws/echo") as client,
+    ):
+        client.send("hello")
+        assert client.recv(timeout=10) == "hello"
+        process.signal(signal.SIGTERM)
+        assert close_code(client) == 1001
 
 
 def test_an_idle_http_connection_does_not_hold_the_end_up(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,74 +10,15 @@ from typing import Any
 import gevent
 import pytest
 from gevent import pywsgi
-from gevent.event import AsyncResult, Event
-from gevent.pool import Pool
-from geventwebsocket.handler import WebSocketHandler as StockWebSocketHandler
 from geventwebsocket.resource import Resource, WebSocketApplication
-from websockets.exceptions import ConnectionClosed
 
 from support import Server, wait_until
+from support.accepting import ACCEPTED, HEADERS, Accepting, read_head, read_now, refusing
 from support.servers import UPGRADE, Tls, read_all
 from wsmiddleware.handler import WebSocketHandler
-from wsmiddleware.net.transport import Transport
-from wsmiddleware.server import WSGIServer
-from wsmiddleware.upgrade import StockUpgrade, find_upgrade, is_stock_server
+from wsmiddleware.upgrade import find_upgrade
 
 Serve = Callable[..., Server]
-
-HEADERS = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", "x")]
-ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-
-
-def read_head(sock: socket.socket) -> bytes:
-    """A response up to its empty line."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += sock.recv(1)
-    return head
-
-
-def read_now(transport: Transport) -> bytes:
-    """What comes next on a transport, which itself never waits."""
-    data: list[bytes] = []
-
-    def has_come() -> bool:
-        try:
-            data.append(transport.recv(65536))
-        except BlockingIOError:
-            return False
-        return True
-
-    wait_until(has_come)
-    return data[0]
-
-
-class Accepting:
-    """An application that upgrades every request, and what it got."""
-
-    def __init__(self) -> None:
-        self.got: AsyncResult[tuple[Transport, bytes]] = AsyncResult()
-        self.closed = Event()
-        self.returned = Event()
-        self.environ: dict[str, Any] = {}
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.environ = environ
-        upgrade = find_upgrade(environ)
-        assert upgrade is not None
-        self.got.set(upgrade.accept(HEADERS))
-        start_response("101 Switching Protocols", HEADERS)
-        try:
-            upgrade.park(self.closed)
-        finally:
-            self.returned.set()
-        return [b"dropped"]
-
-
-def refusing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """An application that upgrades nothing."""
-    start_response("403 Forbidden", [("Content-Type", "text/plain")])
-    return [b"no"]
 
 
 def test_accept_sends_the_headers_and_gives_the_transport(serve: Serve) -> None:
@@ -131,11 +70,18 @@ def test_a_tls_connection_outlives_its_handler(serve: Serve, tmp_path: Path) -> 
 
 def test_a_kept_environ_keeps_no_socket_open(serve: Serve, tmp_path: Path) -> None:
     tls, app = Tls(tmp_path), Accepting()
-    with serve(app, ssl_context=tls.server, client_ssl=tls.client).socket() as client:
+    kept: list[Any] = []
+
+    def keeping(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        kept.append(environ["wsgi.input"])
+        return app(environ, start_response)
+
+    with serve(keeping, ssl_context=tls.server, client_ssl=tls.client).socket() as client:
         client.sendall(b"GET /chat HTTP/1.1\r\n" + UPGRADE)
         transport, _ = app.got.get(timeout=5)
         assert app.environ["wsgi.input"].read() == b""
         transport.close()
+        assert transport.fileno() == -1
         read_head(client)
         assert client.recv(1) == b""
 
@@ -213,6 +159,21 @@ def test_plain_requests_share_a_connection(serve: Serve) -> None:
             assert client.recv(2) == b"no"
 
 
+def test_a_response_behind_the_101_is_dropped(
+    serve: Serve, capfd: pytest.CaptureFixture[str]
+) -> None:
+    app = Accepting()
+    with serve(app).socket() as client:
+        client.sendall(b"GET /chat HTTP/1.1\r\n" + UPGRADE)
+        read_head(client)
+        transport, _ = app.got.get(timeout=5)
+        assert app.returned.wait(5)
+        gevent.idle()
+        transport.close()
+        assert read_all(client) == b""
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_accept_after_an_answer_is_an_error(serve: Serve) -> None:
     kept: list[Any] = []
 
@@ -236,58 +197,6 @@ def test_the_log_shows_the_101(serve: Serve) -> None:
         wait_until(lambda: log)
         assert '"GET /chat HTTP/1.1" 101 ' in log[0]
         transport.close()
-
-
-def test_a_request_that_does_not_end_gets_408() -> None:
-    server = WSGIServer(("127.0.0.1", 0), refusing, log=None)
-    server.handshake_timeout = 0.05
-    server.start()
-    try:
-        for start in (b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"):
-            with Server(server.server_port).socket() as client:
-                client.sendall(start)
-                assert read_all(client).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-    finally:
-        server.stop()
-
-
-def test_the_clock_runs_neither_before_nor_behind_a_request() -> None:
-    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        gevent.sleep(0.1)
-        return refusing(environ, start_response)
-
-    server = WSGIServer(("127.0.0.1", 0), app, log=None)
-    server.handshake_timeout = 0.05
-    server.start()
-    try:
-        with Server(server.server_port).socket() as client:
-            gevent.sleep(0.1)
-            client.sendall(b"GET / HTTP/1.1\r\n")
-            client.sendall(b"Host: x\r\n\r\n")
-            assert read_head(client).startswith(b"HTTP/1.1 403")
-    finally:
-        server.stop()
-
-
-def test_a_tls_handshake_has_a_time_limit(tmp_path: Path) -> None:
-    server = WSGIServer(("127.0.0.1", 0), refusing, log=None, ssl_context=Tls(tmp_path).server)
-    server.handshake_timeout = 0.05
-    server.start()
-    try:
-        with Server(server.server_port).socket() as client:
-            assert read_all(client) == b""
-    finally:
-        server.stop()
-
-
-def test_plain_http_at_a_tls_port_leaves_no_traceback(
-    tmp_path: Path, serve: Serve, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with serve(refusing, ssl_context=Tls(tmp_path).server).socket() as client:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        with contextlib.suppress(ConnectionResetError):
-            assert b"HTTP/1.1" not in read_all(client)
-    assert "Traceback" not in capfd.readouterr().err
 
 
 def echo(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -350,12 +259,12 @@ def test_wsgi_websocket_is_there_for_valid_upgrades_only(serve: Serve) -> None:
 def test_wsgi_websocket_is_closed_behind_the_application(serve: Serve) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         environ["wsgi.websocket"].send("bye")
-        return []
+        return [b"dropped"]
 
-    with serve(app).connect("/") as client:
-        assert client.recv(timeout=5) == "bye"
-        with pytest.raises(ConnectionClosed):
-            client.recv(timeout=5)
+    with serve(app).socket() as client:
+        client.sendall(b"GET / HTTP/1.1\r\n" + UPGRADE)
+        read_head(client)
+        assert read_all(client) == b"\x81\x03bye\x88\x00"
 
 
 def test_applications_of_gevent_websocket_itself_work(serve: Serve) -> None:
@@ -373,159 +282,6 @@ def test_applications_of_gevent_websocket_itself_work(serve: Serve) -> None:
         assert client.subprotocol == "shout"
         client.send("hello")
         assert client.recv(timeout=5) == "HELLO"
-
-
-@pytest.fixture
-def stock(request: pytest.FixtureRequest) -> Iterable[Callable[..., Server]]:
-    """A server with gevent-websocket's own handler, in a pool as gunicorn has it."""
-    servers = []
-
-    def start(app: Any, client_ssl: Any = None, **options: Any) -> Server:
-        server = pywsgi.WSGIServer(
-            ("127.0.0.1", 0),
-            app,
-            handler_class=StockWebSocketHandler,
-            log=None,
-            spawn=Pool(10),
-            **options,
-        )
-        server.start()
-        servers.append(server)
-        start.pool = server.pool  # type: ignore[attr-defined]
-        return Server(server.server_port, client_ssl)
-
-    yield start
-    for server in servers:
-        server.stop(timeout=1)
-
-
-@pytest.mark.parametrize("is_secure", [False, True])
-def test_the_stock_handler_parks_until_closed(
-    stock: Serve, tmp_path: Path, is_secure: bool
-) -> None:
-    tls, app = Tls(tmp_path), Accepting()
-    options = {"ssl_context": tls.server, "client_ssl": tls.client} if is_secure else {}
-    with stock(app, **options).socket() as client:
-        client.sendall(b"GET /chat HTTP/1.1\r\n" + UPGRADE + b"first frames")
-        assert read_head(client).startswith(b"HTTP/1.1 101 ")
-        transport, pending = app.got.get(timeout=5)
-        assert pending == b"first frames"
-        assert not app.returned.is_set()
-        transport.send(b"to the client")
-        assert client.recv(100) == b"to the client"
-        client.sendall(b"to the server")
-        assert read_now(transport) == b"to the server"
-        transport.close()
-        app.closed.set()
-        # No close frame of the stock object behind ours.
-        assert client.recv(100) == b""
-        assert app.returned.wait(5)
-
-
-def test_a_killed_stock_handler_breaks_its_connection_off(stock: Serve) -> None:
-    app = Accepting()
-    with stock(app).socket() as client:
-        client.sendall(b"GET /chat HTTP/1.1\r\n" + UPGRADE)
-        read_head(client)
-        transport, _ = app.got.get(timeout=5)
-        pool: Pool = stock.pool  # type: ignore[attr-defined]
-        pool.kill(block=False)
-        # The connection sees the end of its stream while the handler still waits for it.
-        assert read_now(transport) == b""
-        transport.close()
-        app.closed.set()
-        assert app.returned.wait(5)
-        assert client.recv(100) == b""
-
-
-def test_a_stock_upgrade_is_taken_once(stock: Serve) -> None:
-    raised: AsyncResult[BaseException] = AsyncResult()
-
-    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        upgrade = find_upgrade(environ)
-        assert isinstance(upgrade, StockUpgrade)
-        assert not upgrade.speaks_first
-        transport, _ = upgrade.accept([])
-        try:
-            upgrade.accept([])
-        except RuntimeError as exc:
-            raised.set(exc)
-        transport.close()
-        return []
-
-    with stock(app).socket() as client:
-        client.sendall(b"GET /chat HTTP/1.1\r\n" + UPGRADE)
-        assert "upgraded already" in str(raised.get(timeout=5))
-
-
-def stock_or_not(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """An application that tells what it runs under."""
-    start_response("200 OK", [])
-    return [f"{find_upgrade(environ) is not None} {is_stock_server(environ)}".encode()]
-
-
-def test_a_plain_request_knows_its_server(stock: Serve, serve: Serve) -> None:
-    assert stock(stock_or_not).get("/").text == "False True"
-    assert serve(stock_or_not).get("/").text == "True False"
-    server = pywsgi.WSGIServer(("127.0.0.1", 0), stock_or_not, log=None)
-    server.start()
-    try:
-        assert Server(server.server_port).get("/").text == "False False"
-    finally:
-        server.stop()
-
-
-def test_no_upgrade_is_found_where_there_is_none() -> None:
-    assert find_upgrade({}) is None
-    assert find_upgrade({"wsgi.websocket": None}) is None
-    assert not is_stock_server({})
-
-
-def test_draining_ends_connections_that_wait_for_a_request() -> None:
-    server = WSGIServer(("127.0.0.1", 0), refusing, log=None)
-    server.start()
-    with Server(server.server_port).socket() as client:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        read_head(client)
-        assert client.recv(2) == b"no"
-        wait_until(lambda: server.idle_handlers)
-        started = time.monotonic()
-        server.start_draining()
-        assert client.recv(1) == b""
-        assert time.monotonic() - started < 5
-
-
-def test_draining_answers_the_request_that_runs_and_closes() -> None:
-    inside, go_on = Event(), Event()
-
-    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        inside.set()
-        go_on.wait(5)
-        return refusing(environ, start_response)
-
-    server = WSGIServer(("127.0.0.1", 0), app, log=None)
-    server.start()
-    with Server(server.server_port).socket() as client:
-        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert inside.wait(5)
-        server.start_draining()
-        go_on.set()
-        answer = read_all(client)
-    assert b"\r\nConnection: close\r\n" in answer
-    assert answer.endswith(b"no")
-
-
-def test_draining_ends_what_waits_on_wsgi_websocket() -> None:
-    server = WSGIServer(("127.0.0.1", 0), echo, log=None)
-    server.start()
-    with Server(server.server_port).connect("/echo") as client:
-        client.send("hello")
-        assert client.recv(timeout=5) == "hello"
-        server.start_draining()
-        server.release_websockets()
-        with pytest.raises(ConnectionClosed):
-            client.recv(timeout=5)
-    wait_until(lambda: not server.clients)
 
 
 def test_flask_socketio_works_beside_us(serve: Serve) -> None:

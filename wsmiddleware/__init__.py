@@ -4,6 +4,7 @@ Wraps any WSGI app (Flask, Bottle, Django …), serves channels of listeners bes
 ordinary request handlers push to connected clients with `websocket_info`.
 """
 
+from wsmiddleware.client import create_websocket_client
 from wsmiddleware.exceptions import (
     ConfigError,
     ConnectionClosed,
@@ -29,6 +30,7 @@ __all__ = [
     "WebSocketError",
     "WebSocketListener",
     "WebSocketMiddleware",
+    "create_websocket_client",
     "publish",
     "websocket_info",
 ]

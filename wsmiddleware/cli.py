@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from wsmiddleware.config import load_settings
+from wsmiddleware.connect import connect
 from wsmiddleware.exceptions import ListenerError, WebSocketError
 from wsmiddleware.listeners.loader import scan
 from wsmiddleware.log import logger, set_up_logging
@@ -40,6 +41,9 @@ class CommandError(click.ClickException):
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """WebSockets for Flask, Bottle and every other WSGI application."""
+
+
+cli.add_command(connect)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,7 +98,7 @@ def run(
         application = load_app(app)
         return _serve(application, _listen(host, port), host, context)
     listener = socket.socket(fileno=listener_fd)
-    return _serve_reloading(lambda: load_app(app), listener, host, context)
+    return _serve_reloading(app, listener, host, context)
 
 
 @cli.command()
@@ -243,38 +247,42 @@ def _exit_within(seconds: float, status: int) -> None:
 
 
 def _serve_reloading(
-    load: Callable[[], Callable[..., Any]],
-    listener: socket.socket,
-    host: str,
-    context: ssl.SSLContext | None,
+    spec: str, listener: socket.socket, host: str, context: ssl.SSLContext | None
 ) -> int:
+    """Serve in a child of `supervise` until a file changes, or wait for a change that mends it."""
     import gevent
     from gevent.event import AsyncResult
 
-    from wsmiddleware import info
-    from wsmiddleware.protocol.frames import CloseCode
     from wsmiddleware.reloader import RELOAD_STATUS, Files, error_places
 
     try:
-        app = load()
+        app = load_app(spec)
     except CommandError as exc:
         files = Files(*error_places(exc))  # before the user reads of it and mends it
         click.echo(f"wsmiddleware: {exc.format_message()}", err=True)
         click.echo("wsmiddleware: waiting for a change", err=True)
         return RELOAD_STATUS if files.wait() else 0
-    directories = [each.directory for each in info.middlewares() if each.directory]
-    configs = [each.settings.config_file for each in info.middlewares()]
-    files = Files(directories, [file for file in configs if file])
     stopping = AsyncResult()
-
-    def watch() -> None:
-        changed = files.wait()
-        if changed:
-            click.echo(f"wsmiddleware: {changed} has changed, restarting", err=True)
-        stopping.set(CloseCode.SERVICE_RESTART if changed else CloseCode.GOING_AWAY)
-
-    gevent.spawn(watch)
+    gevent.spawn(_stop_at_change, Files(*_listener_places()), stopping)
     return _serve(app, listener, host, context, stopping)
+
+
+def _stop_at_change(files: Any, stopping: Any) -> None:
+    from wsmiddleware.protocol.frames import CloseCode
+
+    changed = files.wait()
+    if changed:
+        click.echo(f"wsmiddleware: {changed} has changed, restarting", err=True)
+    stopping.set(CloseCode.SERVICE_RESTART if changed else CloseCode.GOING_AWAY)
+
+
+def _listener_places() -> tuple[list[Path], list[Path]]:
+    """The directories of the listeners and the settings' files."""
+    from wsmiddleware import info
+
+    known = info.middlewares()
+    files = [each.settings.config_file for each in known]
+    return [each.directory for each in known if each.directory], [file for file in files if file]
 
 
 def _urls(host: str, port: int, is_secure: bool) -> Iterator[str]:

@@ -31,6 +31,7 @@ from wsmiddleware.settings import (
     shorten,
     validate,
 )
+from wsmiddleware.speedups import VARIABLE as SPEEDUPS_VARIABLE
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -54,6 +55,8 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
 _BY_VARIABLE = {setting.variable: setting for setting in SETTINGS}
 
+# Ours, but no settings.
+_OTHER_VARIABLES = (CONFIG_VARIABLE, LOG_VARIABLE, SPEEDUPS_VARIABLE)
 # What Kubernetes puts into every container when a service is called "wsmiddleware".
 _NOT_OURS = re.compile(PREFIX + r"(SERVICE_(HOST|PORT)|PORT)(_.*)?")
 
@@ -137,12 +140,12 @@ def _from_keywords(overrides: dict[str, object], base: Path) -> dict[str, _Found
 def _from_environ(environ: Mapping[str, str], base: Path) -> dict[str, _Found]:
     found = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable in (CONFIG_VARIABLE, LOG_VARIABLE):
+        if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES:
             continue
         if _NOT_OURS.fullmatch(variable) or not text:
             continue
         if variable not in _BY_VARIABLE:
-            valid = [*_BY_VARIABLE, CONFIG_VARIABLE, LOG_VARIABLE]
+            valid = [*_BY_VARIABLE, *_OTHER_VARIABLES]
             raise _unknown("environment variable", variable, valid)
         setting, place = _BY_VARIABLE[variable], f"environment variable {variable}"
         found[setting.name] = _Found(setting.check_text(text, place), place, base)

@@ -45,12 +45,19 @@ def middlewares() -> list[WebSocketMiddleware]:
 class _Items:
     """Attributes as items too, as the seed's structs are read."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
-        if name.startswith("_") or not hasattr(self, name):
+        if name not in self.__slots__:
             raise KeyError(name)
         return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__slots__)
+
+    def keys(self) -> tuple[str, ...]:
+        """The names, so that `dict()` takes it."""
+        return self.__slots__
 
 
 class Instance(_Items):
@@ -106,12 +113,18 @@ class _RawSession:
 
     __slots__ = ("_session", "raw")
 
+    _session: Session
+    raw: object
+
     def __init__(self, session: Session, raw: object) -> None:
-        self._session = session
-        self.raw = raw
+        object.__setattr__(self, "_session", session)
+        object.__setattr__(self, "raw", raw)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._session, name, value)
 
     def __getitem__(self, name: str) -> Any:
         return self.raw if name == "raw" else self._session[name]

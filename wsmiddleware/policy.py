@@ -1,7 +1,7 @@
-"""Accept or refuse an opening handshake: RFC 6455, section 4.2, before any 101. Pure.
+"""What of an opening handshake is right and what is agreed to: RFC 6455, section 4.2. Pure.
 
-The order of the checks is the order of the functions in `decide`; each answers with the HTTP
-response that a peer gets, and the log line that tells an operator what to do.
+Each check answers with the HTTP response that a peer gets, and the reason that the log tells an
+operator. Their order is that of `wsmiddleware.admission`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wrappers import Response
 
 from wsmiddleware.protocol import deflate, handshake
+from wsmiddleware.settings import shorten
 from wsmiddleware.values import normalise_origin
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.channel import Channel
     from wsmiddleware.settings import Settings
 
-__all__ = ["Acceptance", "Refusal", "agree", "check_origin", "check_request", "refuse"]
+__all__ = [
+    "Acceptance",
+    "Refusal",
+    "agree",
+    "check_origin",
+    "check_request",
+    "decode_path",
+    "refuse",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +51,28 @@ class Acceptance:
 
 
 def refuse(
-    status: int, text: str, headers: Mapping[str, str] | None = None, *, reason: str = ""
+    status: int,
+    text: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    reason: str = "",
+    closes: bool = True,
 ) -> Refusal:
-    """A refusal in plain text; `reason` is for the log where it may say more than the peer gets."""
+    """A refusal in plain text; `reason` is for the log where it may say more than the peer gets.
+
+    `closes` ends the HTTP connection: what comes behind a refused handshake may be frames.
+    """
     response = Response(text + "\n", status, mimetype="text/plain")
     response.headers.update(headers or {})
+    if closes:
+        response.headers["Connection"] = "close"
     return Refusal(response, text, reason or text)
+
+
+def decode_path(environ: Mapping[str, Any]) -> str:
+    """The path below the mount point as text: PEP 3333 gives its UTF-8 as latin-1."""
+    path: str = environ.get("PATH_INFO", "")
+    return path.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 def check_request(environ: Mapping[str, Any]) -> Refusal | None:
@@ -62,7 +87,7 @@ def check_request(environ: Mapping[str, Any]) -> Refusal | None:
     problem = _find_problem(environ)
     if problem is not None:
         return refuse(400, problem)
-    if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip() != "13":
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip(" \t") != "13":
         headers = {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"}
         return refuse(426, "WebSocket version 13 is spoken here.", headers)
     return None
@@ -74,11 +99,18 @@ def _find_problem(environ: Mapping[str, Any]) -> str | None:
         return "A WebSocket handshake needs HTTP/1.1."
     if environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ:
         return "A WebSocket handshake has no body."
-    if not environ.get("HTTP_HOST"):
-        return "A WebSocket handshake needs a Host header."
-    if not handshake.is_valid_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", "").strip()):
+    host = environ.get("HTTP_HOST", "")
+    if not host or "," in host:  # servers join what is there twice: RFC 9112, section 3.2
+        return "A WebSocket handshake needs one Host header."
+    if not handshake.is_valid_key(_key(environ)):
         return "Sec-WebSocket-Key must be 16 bytes in base64."
     return None
+
+
+def _key(environ: Mapping[str, Any]) -> str:
+    # What HTTP takes for white space, no more: str.strip() would let in what a proxy may not.
+    key: str = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
+    return key.strip(" \t")
 
 
 def check_origin(environ: Mapping[str, Any], settings: Settings) -> Refusal | None:
@@ -96,8 +128,8 @@ def check_origin(environ: Mapping[str, Any], settings: Settings) -> Refusal | No
     return refuse(
         403,
         "This origin may not connect.",
-        reason=f"foreign origin {origin!r} for host {host!r}; to let it in, add it to "
-        "allowed_origins (WSMIDDLEWARE_ALLOWED_ORIGINS), or if a proxy changes the Host header, "
+        reason=f"foreign origin {shorten(origin)} for host {shorten(host)}; to let it in, add it "
+        "to allowed_origins (WSMIDDLEWARE_ALLOWED_ORIGINS), or if a proxy changes the Host header, "
         "have it pass the original on and wrap the application in ProxyFix",
     )
 
@@ -147,11 +179,10 @@ def agree(
     """
     if is_answered:
         return Acceptance([])
-    key = environ["HTTP_SEC_WEBSOCKET_KEY"].strip()
     headers = [
         ("Upgrade", "websocket"),
         ("Connection", "Upgrade"),
-        ("Sec-WebSocket-Accept", handshake.accept_key(key)),
+        ("Sec-WebSocket-Accept", handshake.accept_key(_key(environ))),
     ]
     offered = handshake.parse_tokens(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
     subprotocol = handshake.select_subprotocol(offered, channel.subprotocols)

@@ -1,17 +1,22 @@
-"""The channels of one middleware by name, and who is connected to them in this process."""
+"""The channels of one middleware by name and by path, and who is connected in this process."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import gevent
 from gevent.event import Event
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
 
 from wsmiddleware.exceptions import ListenerError
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.invoke import Member
 from wsmiddleware.metrics import Metrics
+from wsmiddleware.net.reactor import Reactor
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.settings import Settings
 
@@ -22,18 +27,26 @@ _SLICE = 100
 
 
 class Registry:
-    """Owns the channels. Reading is for any thread, the rest for the hub's."""
+    """Owns the channels and the reactor. Reading is for any thread, the rest for the hub's."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, prefix: str) -> None:
         self.channels: dict[str, Channel] = {}
         #: True once it goes down: nobody new is let in.
         self.is_draining = False
         self._settings = settings
         self._metrics = metrics
+        self._prefix = prefix
+        # No redirects: a WebSocket client follows none.
+        self._urls = Map(strict_slashes=False, merge_slashes=False, redirect_defaults=False)
+        self._reactor: Reactor | None = None
+        # Handshakes whose 101 is on its way; they are not listed yet.
+        self._arriving = 0
         self._settled = Event()
 
+    # -- channels -----------------------------------------------------------------------------
+
     def add(self, name: str, listener_class: type[WebSocketListener]) -> Channel:
-        """A new channel; `ListenerError` for a name or a class that cannot be one."""
+        """A new channel; `ListenerError` for a name or a class that cannot be one, or is taken."""
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
             raise ListenerError(f"channel {name!r}: a name is an identifier without a leading _")
         if not (isinstance(listener_class, type) and issubclass(listener_class, WebSocketListener)):
@@ -44,27 +57,81 @@ class Registry:
             other = self.channels[name].listener_class
             raise ListenerError(f"channel {name} is taken, by {other.__module__}.{other.__name__}")
         channel = Channel(name, listener_class, self._settings, self._metrics, self._scope)
-        channel.on_settled = self._settle
+        channel.on_settled = self._settled.set
+        self._route(channel)
         self.channels[name] = channel
         return channel
+
+    def _route(self, channel: Channel) -> None:
+        root = f"{self._prefix}/{channel.name}"
+        try:
+            # The one with parameters first: it is the one that may be wrong.
+            for path in dict.fromkeys([root + channel.route, root]):
+                self._urls.add(Rule(path, endpoint=channel.name))
+        except (ValueError, LookupError, TypeError, SyntaxError) as exc:
+            raise ListenerError(
+                f"channel {channel.name}: {channel.listener_class.__name__}.path is "
+                f"{channel.route!r}, which werkzeug's routing does not take: {exc}"
+            ) from exc
+
+    def find(self, path: str) -> tuple[Channel, dict[str, Any]] | None:
+        """The channel at a path, with the values of its ``path``; `None` where there is none."""
+        try:
+            name, values = self._urls.bind("").match(path, "GET")
+        except HTTPException:
+            return None
+        return self.channels[name], dict(values)
 
     def _scope(self) -> Iterator[Channel]:
         return iter(self.channels.values())
 
+    # -- connections --------------------------------------------------------------------------
+
     @property
     def size(self) -> int:
         """Open connections."""
-        return sum(channel.size() for channel in self.channels.values())
+        return sum(channel.size() for channel in tuple(self.channels.values()))
 
     @property
     def unfinished(self) -> int:
-        """Connections that hold a place: open, or with callbacks still to end."""
-        return sum(channel.unfinished for channel in self.channels.values())
+        """Connections that hold a place: arriving, open, or with callbacks still to end."""
+        listed = sum(channel.unfinished for channel in tuple(self.channels.values()))
+        return listed + self._arriving
 
     def members(self) -> Iterator[Member]:
         """A snapshot of every open connection's member, channel by channel."""
         for channel in tuple(self.channels.values()):
             yield from channel.members()
+
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[None]:
+        """Hold a place for a connection until it is listed: to send a 101 may block."""
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+            self._settled.set()
+
+    @property
+    def reactor(self) -> Reactor:
+        """What all connections run on; made at the first, after any fork, in its thread."""
+        if self._reactor is None:
+            self._reactor = Reactor(self._tick_interval())
+        return self._reactor
+
+    def is_here(self) -> bool:
+        """False where the connections run on another thread's loop."""
+        return self._reactor is None or self._reactor.is_here()
+
+    def _tick_interval(self) -> float:
+        """How often time-outs are looked at: once a second, or as often as the shortest needs."""
+        row = self._settings
+        times = [row.request_timeout, row.ping_interval, row.ping_timeout, row.close_timeout]
+        times += [channel.idle_timeout for channel in self.channels.values()]
+        return max(0.02, min(1.0, min(time for time in times if time) / 4))
+
+    # -- going down ---------------------------------------------------------------------------
 
     def drain(self, code: CloseCode, reason: str, timeout: float) -> None:
         """Let nobody in, close everybody, and wait until their last callbacks have ended.
@@ -73,18 +140,22 @@ class Registry:
         """
         self.is_draining = True
         with gevent.Timeout(timeout, False):
-            for count, member in enumerate(self.members(), 1):
-                member.connection.close(code, reason)
-                if not count % _SLICE:
-                    gevent.sleep(0)
-            self._await_settled()
+            self._settled.clear()
+            self._close_all(code, reason)
+            while not self._is_settled():
+                self._settled.wait()
+                self._settled.clear()
+                # Again: what was arriving may have been listed meanwhile.
+                self._close_all(code, reason)
         for member in self.members():
             member.connection.abort()
 
-    def _await_settled(self) -> None:
-        while not all(channel.is_settled for channel in self.channels.values()):
-            self._settled.clear()
-            self._settled.wait()
+    def _close_all(self, code: CloseCode, reason: str) -> None:
+        for count, member in enumerate(self.members(), 1):
+            member.connection.close(code, reason)
+            if not count % _SLICE:
+                gevent.sleep(0)
 
-    def _settle(self) -> None:
-        self._settled.set()
+    def _is_settled(self) -> bool:
+        settled = all(channel.is_settled for channel in tuple(self.channels.values()))
+        return settled and not self._arriving

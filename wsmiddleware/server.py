@@ -148,8 +148,7 @@ def serve(
         server.set_spawn(Pool())
     server.start()
     previous = {
-        # Not gevent's own handlers: those wait for the loop, which a callback that never yields
-        # keeps from turning.
+        # Not gevent's own: they wait for the loop, which a callback that never yields holds up.
         number: signal.signal(number, lambda number, frame: _stop(stopping, number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }

@@ -14,7 +14,7 @@ import trustme
 
 from support import ROOT, Process, running
 
-__all__ = ["OURS", "UPGRADE", "WAYS", "Tls", "read_all", "serve_by", "write_app"]
+__all__ = ["OURS", "UPGRADE", "WAYS", "Tls", "environment", "read_all", "serve_by", "write_app"]
 
 #: How to start a server, by name; the application and further options follow.
 WAYS: dict[str, list[str]] = {
@@ -52,14 +52,15 @@ def serve_by(
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a server process inherits: this checkout's package, and no home of its own."""
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # gunicorn puts a control socket into the home directory.
-    return {
-        **{name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"},
-        "PYTHONPATH": os.pathsep.join(path),
-        "HOME": str(folder),
+    """What a server process inherits: this checkout's package, no settings, no home of its own."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "XDG_RUNTIME_DIR" and not name.startswith("WSMIDDLEWARE_")
     }
+    path = os.pathsep.join([str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])])
+    # gunicorn puts a control socket into the home directory.
+    return {**inherited, "PYTHONPATH": path, "HOME": str(folder)}
 
 
 def write_app(folder: Path, source: str, **listeners: str) -> Path:

@@ -10,6 +10,9 @@ import pytest
 
 __all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
 
+#: Read once: conftest.py takes the variable away from the tests and their processes.
+IS_STRICT = os.environ.get("WSMIDDLEWARE_TEST_STRICT", "") not in ("", "0")
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
@@ -26,8 +29,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def _judged(report: Report) -> Report:
-    is_strict = os.environ.get("WSMIDDLEWARE_TEST_STRICT", "") not in ("", "0")
-    if is_strict and report.skipped and not hasattr(report, "wasxfail"):
+    if IS_STRICT and report.skipped and not hasattr(report, "wasxfail"):
         where: Any = report.longrepr
         reason = where[2] if isinstance(where, tuple) else where
         report.outcome = "failed"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from gevent.lock import BoundedSemaphore
+from gevent import monkey
 
 from wsmiddleware.exceptions import ListenerError
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, to_data
+from wsmiddleware.listeners.delivery import Deliveries
 from wsmiddleware.listeners.edges import Edge, Edges, Scope
 from wsmiddleware.protocol.prepared import PreparedMessage
 from wsmiddleware.settings import Settings, validate
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from wsmiddleware.metrics import Metrics
 
 __all__ = ["Channel"]
-
-_log = logging.getLogger("websocket")
 
 _CALLBACKS = (
     "on_handshake",
@@ -34,15 +34,18 @@ _CALLBACKS = (
     "on_error",
     "on_last_close",
 )
-#: Clients that a broadcast reaches before the loop gets its turn: about 2 ms.
-_SLICE = 400
+_OF_THE_CLASS = frozenset({"on_handshake", "on_first_open", "on_last_close"})
+
+# The real one: native threads join groups too. It is held for a few instructions, never over a
+# switch; reentrant, should the garbage collector run somebody's finalizer meanwhile.
+_make_lock: Callable[[], AbstractContextManager[object]] = monkey.get_original("_thread", "RLock")
 
 
 class Channel:
     """One channel of one middleware. It owns its set of connections: one add, one remove.
 
-    Broadcasting, and reading who is there, may be done from any greenlet and any native thread; the
-    rest is the hub's.
+    Broadcasting, groups, and reading who is there are for any greenlet and any native thread; the
+    rest is for the hub's.
     """
 
     def __init__(
@@ -65,9 +68,12 @@ class Channel:
         self._scope = scope
         self._members: dict[WsClient, Member] = {}
         self._groups: dict[str, dict[WsClient, Member]] = {}
+        # Held where `_members` and `_groups` change together.
+        self._lock = _make_lock()
         self._edges = Edges(self)
-        # Broadcasts that let the loop turn in between must not overtake each other.
-        self._order = BoundedSemaphore(1)
+        #: The edge that whoever opens now has to wait for.
+        self._first: Edge | None = None
+        self._deliveries = Deliveries()
         self._read_class()
 
     def _read_class(self) -> None:
@@ -75,13 +81,8 @@ class Channel:
         cls = self.listener_class
         where = f"{cls.__module__}.{cls.__qualname__}"
         self.callbacks = frozenset(name for name in _CALLBACKS if hasattr(cls, name))
-        for name in self.callbacks:
-            if not callable(getattr(cls, name)):
-                raise ListenerError(f"{where}.{name} is no method: {getattr(cls, name)!r}")
-            is_classmethod = getattr(getattr(cls, name), "__self__", None) is cls
-            if is_classmethod != (name in ("on_handshake", "on_first_open", "on_last_close")):
-                must = "must not be" if is_classmethod else "must be"
-                raise ListenerError(f"{where}.{name} {must} a classmethod")
+        for name in sorted(self.callbacks):
+            _check_callback(cls, name, f"{where}.{name}")
         self.text_callback = "on_message" if "on_message" in self.callbacks else ""
         self.binary_callback = self.text_callback
         if "on_binary_message" in self.callbacks:
@@ -123,14 +124,13 @@ class Channel:
     def remove(self, member: Member, scope: Scope | None) -> None:
         """A connection is no longer open."""
         client = member.wsclient
-        del self._members[client]
-        for group in client.groups:
-            self.leave(client, group)
+        with self._lock:
+            del self._members[client]
+            for group in client.groups:
+                self._drop(client, group)
         if not self._members:
             self._first = None
             self._edges.emptied(member.connection.reactor, scope)
-
-    _first: Edge | None = None
 
     def finished(self) -> None:
         """The last callback of a connection has ended."""
@@ -151,24 +151,29 @@ class Channel:
 
     # -- groups -------------------------------------------------------------------------------
 
-    def join(self, client: WsClient, group: str) -> bool:
-        """Put an open client into a group; `False` for one that is not open."""
-        member = self._members.get(client)
-        if member is None:
-            return False
-        self._groups.setdefault(group, {})[client] = member
-        if client not in self._members:  # it closed while a native thread was doing this
-            self.leave(client, group)
-            return False
-        return True
+    def join(self, client: WsClient, group: str) -> None:
+        """Put a client into a group if it is open."""
+        if not isinstance(group, str):
+            raise TypeError(f"a group is a str, not {group!r}")
+        with self._lock:
+            member = self._members.get(client)
+            if member is not None:
+                self._groups.setdefault(group, {})[client] = member
+                client.groups |= {group}
 
     def leave(self, client: WsClient, group: str) -> None:
         """Take a client out of a group."""
+        with self._lock:
+            if client in self._members:
+                self._drop(client, group)
+                client.groups -= {group}
+
+    def _drop(self, client: WsClient, group: str) -> None:
         members = self._groups.get(group)
         if members is not None:
             members.pop(client, None)
             if not members:
-                self._groups.pop(group, None)
+                del self._groups[group]
 
     # -- broadcast ----------------------------------------------------------------------------
 
@@ -200,16 +205,19 @@ class Channel:
         if not members:
             return
         reactor = members[0].connection.reactor
-        if reactor.is_here() and not reactor.is_in_hub():
-            self._deliver(members, prepared)
+        if reactor.is_here():
+            self._deliveries.deliver(reactor, members, prepared)
         else:
-            reactor.defer(self._deliver, members, prepared)
+            reactor.defer(self._deliveries.deliver, reactor, members, prepared)
 
-    def _deliver(self, members: list[Member], prepared: PreparedMessage) -> None:
-        with self._order:
-            for start in range(0, len(members), _SLICE):
-                if start:
-                    members[0].connection.reactor.pause()
-                for member in members[start : start + _SLICE]:
-                    connection = member.connection
-                    connection.deliver(prepared.wire(connection.window_bits))
+
+def _check_callback(cls: type[WebSocketListener], name: str, where: str) -> None:
+    callback = getattr(cls, name)
+    if not callable(callback):
+        raise ListenerError(f"{where} is no method: {callback!r}")
+    if inspect.iscoroutinefunction(callback):
+        raise ListenerError(f"{where} is async; callbacks are plain functions that may block")
+    is_classmethod = getattr(callback, "__self__", None) is cls
+    if is_classmethod != (name in _OF_THE_CLASS):
+        must = "must not be" if is_classmethod else "must be"
+        raise ListenerError(f"{where} {must} a classmethod")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from wsmiddleware.protocol.frames import CloseCode, close_code
+from wsmiddleware.protocol.frames import CloseCode, close_code, close_payload
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.channel import Channel
@@ -28,7 +28,8 @@ def to_data(message: object) -> str | bytes | bytearray | memoryview:
     if isinstance(message, (str, bytes, bytearray, memoryview)):
         return message
     try:
-        return json.dumps(message, ensure_ascii=False)
+        # NaN and infinity are no JSON: a browser could not read them.
+        return json.dumps(message, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as exc:
         kind = type(message).__name__
         raise TypeError(
@@ -39,12 +40,13 @@ def to_data(message: object) -> str | bytes | bytearray | memoryview:
 class WsClient:
     """One client: the peer of one connection, as its listener and others see it."""
 
-    __slots__ = ("__weakref__", "_channel", "_connection", "_groups", "session")
+    __slots__ = ("__weakref__", "_channel", "_connection", "groups", "session")
 
     def __init__(self, channel: Channel, connection: Connection, session: Session) -> None:
         self._channel = channel
         self._connection = connection
-        self._groups: frozenset[str] = frozenset()
+        #: The groups that it is in; when it has gone, those that it was in. Its channel sets it.
+        self.groups: frozenset[str] = frozenset()
         self.session = session
 
     @property
@@ -66,11 +68,6 @@ class WsClient:
     def close_reason(self) -> str:
         """The reason of the peer's close frame, ``""`` without one."""
         return self._connection.close_reason
-
-    @property
-    def groups(self) -> frozenset[str]:
-        """The groups that this client is in."""
-        return self._groups
 
     def send(self, message: object, wait: bool = True, *, compress: bool = True) -> bool:
         """Queue `message` to this client: `True`; `False` for `None`.
@@ -121,14 +118,15 @@ class WsClient:
         return self.session
 
     def join(self, group: str) -> None:
-        """Join a group of the channel. Leaving is automatic when the connection ends."""
-        if self._channel.join(self, group):
-            self._groups |= {group}
+        """Join a group of the channel; nothing when not open. Raises `TypeError` for no `str`.
+
+        Leaving is automatic when the connection ends.
+        """
+        self._channel.join(self, group)
 
     def leave(self, group: str) -> None:
         """Leave a group; nothing when not in it."""
         self._channel.leave(self, group)
-        self._groups -= {group}
 
     def __repr__(self) -> str:
         state = "open" if self.is_open() else "closed"
@@ -183,13 +181,14 @@ class WsClients:
         ``slow_consumer`` decides. A broadcast to very many lets other greenlets run in between.
         Raises `TypeError` for what JSON cannot hold.
         """
-        return self._channel.broadcast(message, group or self._group, exclude)
+        return self._channel.broadcast(message, self._group if group is None else group, exclude)
 
     def close(
         self, code: CloseCode | int | str = CloseCode.NORMAL_CLOSURE, reason: str = ""
     ) -> None:
         """Close each of them; see `WsClient.close`."""
         code = close_code(code)
+        close_payload(code, reason)  # a mistake is one, whether anybody is there or not
         for client in self.get_clients():
             client.close(code, reason)
 

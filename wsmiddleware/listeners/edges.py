@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -65,14 +64,15 @@ class Edges:
 
     def opened(self, reactor: Reactor, scope: Scope | None) -> Edge | None:
         """The channel got its first connection; `None` where the class does not care."""
+        self._news.set()
         return self._add(reactor, "on_first_open", scope)
 
     def emptied(self, reactor: Reactor, scope: Scope | None) -> None:
         """The channel lost its last connection."""
-        for edge in (self._current, *self._queue):
-            if edge is not None and edge.worker is not None:
-                grace = reactor.now + self._channel.settings.grace_period
-                edge.worker.deadline = min(edge.worker.deadline, grace)
+        edge = self._current
+        if edge is not None and edge.worker is not None:
+            grace = reactor.now + self._channel.settings.grace_period
+            edge.worker.deadline = min(edge.worker.deadline, grace)
         self._add(reactor, "on_last_close", scope)
 
     def wake(self) -> None:
@@ -105,8 +105,8 @@ class Edges:
         self._channel.settle()
 
     def _await_last_close(self) -> None:
-        """`on_last_close` comes after every `on_close`, unless somebody new would wait for it."""
-        while self._channel.unfinished and len(self._queue) == 1:
+        """`on_last_close` comes after every `on_close`, unless somebody new has come meanwhile."""
+        while self._channel.unfinished and not self._channel.size() and len(self._queue) == 1:
             self._news.clear()
             self._news.wait()
 
@@ -115,16 +115,25 @@ class Edges:
         callback = getattr(channel.listener_class, edge.name)
         args = (channel.wsclients,) if edge.name == "on_first_open" else ()
         edge.worker = worker
-        worker.deadline = reactor.now + channel.settings.request_timeout
+        worker.deadline = reactor.now + self._limit(edge)
         try:
             run_callback(Context(), edge.scope, callback, *args)
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt):
                 raise
             error = describe(exc, channel, edge.name)
-            _log.error("channel %s: %s", channel.name, error, exc_info=error)
+            where = f"{channel.listener_class.__name__}.{edge.name}"
+            _log.error("channel %s: %s raised %r", channel.name, where, error, exc_info=error)
             channel.metrics.callback_errors[channel.name, edge.name] += 1
         finally:
             edge.worker = None
-            worker.deadline = math.inf
+            worker.rest()
             edge.ended.set()
+
+    def _limit(self, edge: Edge) -> float:
+        """How long the edge's callback may run, in seconds."""
+        settings = self._channel.settings
+        is_over = self._queue or not self._channel.size()
+        if edge.name == "on_first_open" and is_over:
+            return min(settings.request_timeout, settings.grace_period)
+        return settings.request_timeout

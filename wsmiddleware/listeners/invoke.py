@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
+
+from gevent.lock import BoundedSemaphore
 
 from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError
 from wsmiddleware.listeners.clients import to_data
@@ -44,8 +45,11 @@ def describe(exc: BaseException, channel: Channel, name: str) -> BaseException:
     """What `on_error` and the log get for what a callback raised."""
     if not isinstance(exc, CallbackStopped):
         return exc
-    limit = f"{channel.settings.request_timeout:g} s (request_timeout)"
-    error = RequestTimeout(f"{channel.listener_class.__name__}.{name} was stopped after {limit}")
+    where, settings = f"{channel.listener_class.__name__}.{name}", channel.settings
+    limit = f"request_timeout ({settings.request_timeout:g} s)"
+    if name in ("on_first_open", "on_open_async"):
+        limit += f", or when nobody was left past grace_period ({settings.grace_period:g} s)"
+    error = RequestTimeout(f"{where} was stopped: it ran past {limit}")
     return error.with_traceback(exc.__traceback__)
 
 
@@ -62,6 +66,7 @@ class Member:
         "_edge",
         "_opened_at",
         "_scope",
+        "_turn",
         "connection",
         "listener",
         "wsclient",
@@ -85,6 +90,10 @@ class Member:
         self._edge: Edge | None = None
         self._async_worker: Worker | None = None
         self._opened_at = time.monotonic()
+        # Only where callbacks could meet: `on_error` for `on_open_async` waits for its turn.
+        self._turn: BoundedSemaphore | None = None
+        if channel.callbacks >= {"on_open_async", "on_error"}:
+            self._turn = BoundedSemaphore(1)
 
     def list(self) -> None:
         """Count and list the connection as open; what it receives waits until it is started."""
@@ -103,7 +112,7 @@ class Member:
         if "on_open_async" in callbacks:
             self.connection.reactor.pool.submit(self._run_async)
         if "on_open" in callbacks:
-            self._send(self._call(worker, self._context, "on_open", self.wsclient))
+            self._send(self._call_in_turn(worker, self._context, "on_open", self.wsclient))
 
     def _run_async(self, worker: Worker) -> None:
         if not self.wsclient.is_open():
@@ -121,7 +130,10 @@ class Member:
         name = self._channel.text_callback
         if type(message) is bytes:
             name = self._channel.binary_callback
-        return self._call(worker, self._context, name, self.wsclient, message) if name else None
+        if not name:
+            return None
+        call = self._call if self._turn is None else self._call_in_turn
+        return call(worker, self._context, name, self.wsclient, message)
 
     def unlist(self) -> None:
         """The connection is no longer open. Any greenlet; never blocks."""
@@ -135,7 +147,8 @@ class Member:
         """Run `on_close`, the last callback."""
         connection, channel = self.connection, self._channel
         if "on_close" in channel.callbacks:
-            self._call(worker, self._context, "on_close", self.wsclient, connection.close_reason)
+            phrase = connection.close_reason
+            self._call_in_turn(worker, self._context, "on_close", self.wsclient, phrase)
         code = connection.close_code
         channel.metrics.closed[channel.name, code] += 1
         _log.info(
@@ -151,6 +164,15 @@ class Member:
         )
         channel.finished()
 
+    def _call_in_turn(
+        self, worker: Worker, context: Context, name: str, *args: Any
+    ) -> bytes | None:
+        """The same as `_call`, and never beside another callback that is called by this."""
+        if self._turn is None:
+            return self._call(worker, context, name, *args)
+        with self._turn:
+            return self._call(worker, context, name, *args)
+
     def _call(self, worker: Worker, context: Context, name: str, *args: Any) -> bytes | None:
         """Run one callback; the wire form of what it returned, or of what `on_error` did."""
         connection, channel = self.connection, self._channel
@@ -165,13 +187,10 @@ class Member:
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt):
                 raise
-            worker.deadline = math.inf
+            worker.rest()
             return self._failed(worker, context, name, describe(exc, channel, name))
         finally:
-            # Whatever runs next in this greenlet: no stop that comes late, no locals of this one.
-            worker.deadline = math.inf
-            if worker.links:
-                worker.forget_locals()
+            worker.rest()
 
     def _failed(
         self, worker: Worker, context: Context, name: str, error: BaseException
@@ -179,7 +198,8 @@ class Member:
         channel = self._channel
         channel.metrics.callback_errors[channel.name, name] += 1
         if name != "on_error" and "on_error" in channel.callbacks:
-            return self._call(worker, context, "on_error", self.wsclient, error)
+            call = self._call_in_turn if name == "on_open_async" else self._call
+            return call(worker, context, "on_error", self.wsclient, error)
         where = f"{channel.listener_class.__name__}.{name}"
         if isinstance(error, (ConnectionClosed, SlowConsumerError)) and not self.wsclient.is_open():
             # It spoke to a client that has just gone: the everyday end of a connection.

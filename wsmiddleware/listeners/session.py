@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import secrets
 import sys
 import time
@@ -151,7 +152,7 @@ class Session:
 
     @max_idle_timeout.setter
     def max_idle_timeout(self, milliseconds: float) -> None:
-        if not milliseconds >= 0:
+        if not 0 <= milliseconds < math.inf:
             raise ValueError(f"max_idle_timeout is milliseconds, 0 or above, not {milliseconds!r}")
         if self._connection is not None:
             self._connection.keepalive.idle_timeout = milliseconds / 1000
@@ -206,10 +207,11 @@ class Session:
         }
 
     def __getitem__(self, name: str) -> Any:
-        if name.startswith("_") or not hasattr(self, name):
+        if name == "is_open":
+            return self.is_open()
+        if name not in _GETTABLE:
             raise KeyError(name)
-        value = getattr(self, name)
-        return value() if name == "is_open" else value
+        return getattr(self, name)
 
     def __getattr__(self, name: str) -> Any:
         # The seed's getters (getId, getUserProperties …) in Python's spelling, for ported code.

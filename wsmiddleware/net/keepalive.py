@@ -1,4 +1,4 @@
-"""When a quiet connection is pinged, found dead, or closed as idle; and how fast a peer may talk.
+"""When a quiet connection is pinged, found dead, or closed as idle.
 
 Pure rules: the caller brings the time. A busy connection only stores the time, no timer is touched.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Keepalive", "TokenBucket", "Verdict"]
+__all__ = ["Keepalive", "Verdict"]
 
 
 class Verdict(Enum):
@@ -54,30 +54,5 @@ class Keepalive:
         return Verdict.FINE
 
     def hold(self, now: float) -> None:
-        """While we do not read, the peer cannot answer: its clock stands still."""
-        self.last_received = now
-
-
-class TokenBucket:
-    """At most `rate` messages a second, with a burst of as many."""
-
-    __slots__ = ("_last", "_rate", "_tokens")
-
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate = rate
-        self._tokens = max(rate, 1.0)
-        self._last = now
-
-    def allowance(self, now: float) -> int:
-        """How many messages may come now."""
-        self._tokens = min(max(self._rate, 1.0), self._tokens + (now - self._last) * self._rate)
-        self._last = now
-        return int(self._tokens)
-
-    def spend(self, count: int) -> None:
-        """That many came."""
-        self._tokens -= count
-
-    def delay(self) -> float:
-        """Seconds until the next message may come."""
-        return max(0.0, (1.0 - self._tokens) / self._rate)
+        """While we do not read, the peer cannot answer or be heard: its clocks stand still."""
+        self.last_received = self.last_message = now

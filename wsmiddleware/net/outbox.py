@@ -42,6 +42,7 @@ class Outbox:
         "_transport",
         "_watcher",
         "bytes_sent",
+        "has_moved",
         "is_stalled",
         "size",
     )
@@ -64,6 +65,8 @@ class Outbox:
         self.size = 0
         #: True while the peer takes nothing and the loop waits until it does.
         self.is_stalled = False
+        #: True once the peer has taken something after a stall; for the owner to reset.
+        self.has_moved = False
         self.bytes_sent = 0
 
     def hold(self, data: bytes) -> None:
@@ -134,10 +137,11 @@ class Outbox:
 
     def _on_writable(self) -> None:
         self.is_stalled = False
+        self.has_moved = True
         self._watcher.stop()
         self.flush()
         if self._room is not None and self.size <= self._low_mark:
-            self._wake_waiters()
+            self.wake_waiters()
         if not self._queue and self._owner is not None:
             self._owner.drained()
 
@@ -148,7 +152,7 @@ class Outbox:
     def wait_for_room(self, timeout: float) -> bool:
         """Block the calling greenlet until the low-water mark is reached.
 
-        `False` after `timeout` seconds. `True` also when the outbox has been closed meanwhile.
+        `False` after `timeout` seconds. `True` also when they have been woken for another reason.
         """
         if self.size <= self._low_mark:
             return True
@@ -156,7 +160,8 @@ class Outbox:
             self._room = Event()
         return bool(self._room.wait(timeout))
 
-    def _wake_waiters(self) -> None:
+    def wake_waiters(self) -> None:
+        """Let those who wait for room look again."""
         if self._room is not None:
             self._room.set()
             self._room = None
@@ -171,4 +176,4 @@ class Outbox:
             self._watcher.stop()
             self._watcher.close()
             self._watcher = None
-        self._wake_waiters()
+        self.wake_waiters()

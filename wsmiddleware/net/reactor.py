@@ -147,3 +147,4 @@ class Reactor:
             self._timer.stop()
             self._timer.close()
             self._timer = None
+            self.pool.dismiss()

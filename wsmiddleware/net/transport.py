@@ -16,6 +16,8 @@ import gevent.ssl
 
 __all__ = ["TcpTransport", "TlsTransport", "Transport", "wrap_socket"]
 
+#: What the TLS layer is given at once, in bytes: four of its records.
+_TLS_SLICE = 65536
 _NODELAY = (_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
 
 
@@ -27,7 +29,7 @@ class Transport(Protocol):
         ...
 
     def send(self, data: bytes | memoryview, /) -> int:
-        """Write what fits and return how many bytes that was."""
+        """Write what fits and return how many bytes that was; 0 is as good as an exception."""
         ...
 
     def fileno(self) -> int:
@@ -35,7 +37,10 @@ class Transport(Protocol):
         ...
 
     def shutdown(self, how: int, /) -> None:
-        """Shut one or both directions down (``SHUT_WR``, ``SHUT_RDWR``)."""
+        """Shut one or both directions down (``SHUT_WR``, ``SHUT_RDWR``).
+
+        What `recv` gives afterwards is to be thrown away: it may be ciphertext.
+        """
         ...
 
     def close(self) -> None:
@@ -65,11 +70,12 @@ class BorrowedTcpTransport(TcpTransport):
 class TlsTransport:
     """A gevent `SSLSocket` with time-out 0, its "want" errors told as `BlockingIOError`."""
 
-    __slots__ = ("_sock",)
+    __slots__ = ("_is_shut", "_sock")
 
     def __init__(self, sock: gevent.ssl.SSLSocket) -> None:
         sock.settimeout(0.0)
         self._sock = sock
+        self._is_shut = False
 
     def recv(self, size: int) -> bytes:
         """Up to `size` decrypted bytes; ``b""`` at the end, with or without a close alert.
@@ -77,6 +83,8 @@ class TlsTransport:
         `size` must be at least 16 KiB, the largest TLS record: a rest of a record would wait in the
         TLS layer, where no watcher sees it.
         """
+        if self._is_shut:
+            return bytes(gevent.socket.socket.recv(self._sock, size))
         try:
             return bytes(self._sock.recv(size))
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
@@ -85,11 +93,22 @@ class TlsTransport:
             return b""
 
     def send(self, data: bytes | memoryview) -> int:
-        """Encrypt and write what fits; 0 bytes were taken when it raises `BlockingIOError`."""
-        try:
-            return int(self._sock.send(data))
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
-            raise BlockingIOError from exc
+        """Encrypt and write what fits.
+
+        What was not taken must be sent again, with nothing before it: the TLS layer may have
+        written records of it, and tells only once a whole slice has gone.
+        """
+        view = memoryview(data)
+        sent = 0
+        while sent < len(view):
+            try:
+                taken = self._sock.send(view[sent : sent + _TLS_SLICE])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            if not taken:
+                break
+            sent += taken
+        return sent
 
     def fileno(self) -> int:
         """The descriptor of the TCP socket below."""
@@ -97,6 +116,8 @@ class TlsTransport:
 
     def shutdown(self, how: int) -> None:
         """Send a TLS close alert, then shut the TCP stream down; nothing is waited for."""
+        # After our alert the TLS layer takes what still comes for a mistake.
+        self._is_shut = True
         with contextlib.suppress(OSError, ValueError):
             self._sock._sslobj.shutdown()
         # Not SSLSocket.shutdown(): it drops the TLS layer, and what is read after it is ciphertext.

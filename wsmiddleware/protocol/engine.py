@@ -89,6 +89,7 @@ class Engine:
         "is_done",
         "max_message_size",
         "more",
+        "rejected",
     )
 
     def __init__(
@@ -103,6 +104,8 @@ class Engine:
         self.deflate = deflate
         self.more = False
         self.is_done = False
+        #: The bytes of a text message that are not UTF-8, as far as they had come.
+        self.rejected: bytes | None = None
         self._input = b""
         self._offset = 0
         self._message: Assembly | None = None
@@ -157,7 +160,8 @@ class Engine:
                 limit = self._fast_limit
             else:
                 self._keep(data, pos)
-        except UnicodeDecodeError:
+        except UnicodeDecodeError as exc:
+            self.rejected = bytes(exc.object)
             events.append(self._fail(CloseCode.INVALID_DATA, "invalid UTF-8"))
         except ProtocolViolation as exc:
             events.append(self._fail(exc.code, exc.reason))

@@ -85,4 +85,5 @@ class Assembly:
         pending = self._pending = chunk[utf_8_decode(chunk, "strict", False)[1] :]
         # The decoder waits for the third byte of a surrogate; its second byte is wrong already.
         if pending[:1] == b"\xed" and pending[1:] >= b"\xa0":
-            raise ProtocolViolation(CloseCode.INVALID_DATA, "invalid UTF-8")
+            end = len(chunk)
+            raise UnicodeDecodeError("utf-8", chunk, end - len(pending), end, "a surrogate")

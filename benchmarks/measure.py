@@ -1,0 +1,229 @@
+"""The measurements. Every repetition of a cell visits all servers in turn before the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import load
+from cells import Cell, echo_cells, fanout_cells
+from servers import FLOOR, OURS, PURE, Peer, Server, serving
+
+__all__ = ["GROUPS", "Measurement", "Row", "machine"]
+
+Row = dict[str, Any]
+
+#: What one connection says to the quiet client's neighbours: as much as it can.
+_FLOOD = ("-m", "echo", "-u", "/ws/echo", "-n", "1", "-P", "64")
+_QUIET = ("-m", "echo", "-u", "/ws/echo", "-n", "1", "-i", "0.002", "-w", "0.2")
+
+
+class Measurement:
+    """One run: its peers, how often and how long, and the rows that it has found."""
+
+    def __init__(
+        self, build: Path, peers: list[Peer], *, repetitions: int, seconds: float, is_quick: bool
+    ) -> None:
+        self.rows: list[Row] = []
+        self._build = build
+        self._peers = peers
+        self._repetitions = repetitions
+        self._time = ("-d", str(seconds), "-w", str(seconds / 4))
+        self._seconds = seconds
+        self._is_quick = is_quick
+
+    def run(self, group: str) -> None:
+        """Measure one of `GROUPS`."""
+        getattr(self, f"_{group}")()
+
+    def _add(self, group: str, cell: str, peer: Peer, found: load.Result) -> None:
+        self.rows.append({"group": group, "cell": cell, "peer": peer.name, **found})
+        value = found.get("error") or found.get("cpu_us", "")
+        print(f"{group}: {cell}: {peer.name}: {value}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def _all(self, *, mode: str = "echo") -> Iterator[dict[Peer, Server]]:
+        with contextlib.ExitStack() as stack:
+            yield {
+                peer: stack.enter_context(serving(peer, self._build, mode=mode))
+                for peer in self._peers
+            }
+
+    def _options(self, cell: Cell) -> tuple[str, ...]:
+        return tuple(word.format(build=self._build) for word in cell.options)
+
+    # -- messages per second, and what they cost ----------------------------------------------
+
+    def _echo(self) -> None:
+        cells = echo_cells()
+        if self._is_quick:
+            cells = [cell for cell in cells if cell.key.split(", ")[0] != "binary"]
+        self._side_by_side("echo", cells)
+
+    def _fanout(self) -> None:
+        cells = fanout_cells()
+        if self._is_quick:
+            cells = [cell for cell in cells if cell.key.endswith("1000")]
+        self._side_by_side("fanout", cells)
+
+    def _side_by_side(self, group: str, cells: list[Cell]) -> None:
+        with self._all(mode=group) as servers:
+            fit = self._verified(group, cells, servers)
+            for _, cell in itertools.product(range(self._repetitions), cells):
+                for peer, server in servers.items():
+                    if (cell, peer) not in fit or not server.is_alive():
+                        continue
+                    options = ("-u", f"/ws/{group}", *self._options(cell), *self._time)
+                    self._add(group, cell.key, peer, load.run(self._build, server, options))
+                    server.settle()
+
+    def _verified(
+        self, group: str, cells: list[Cell], servers: dict[Peer, Server]
+    ) -> set[tuple[Cell, Peer]]:
+        """A short run of everything in which each payload is compared; who passed it."""
+        fit = set()
+        for cell, (peer, server) in itertools.product(cells, servers.items()):
+            if cell.is_deflate and not peer.has_deflate:
+                continue
+            options = ("-u", f"/ws/{group}", *self._options(cell), "-v", "-d", "0.1", "-w", "0")
+            found = load.run(self._build, server, options)
+            server.settle()
+            if found.get("error"):
+                self._add(group, cell.key, peer, {"error": found["error"]})
+            else:
+                fit.add((cell, peer))
+        return fit
+
+    # -- connections --------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        count = "1000" if self._is_quick else "5000"
+        for _, peer in itertools.product(range(self._repetitions), self._peers):
+            # A fresh server each time: one that had as many before has their memory still.
+            with serving(peer, self._build) as server:
+                warm_up = ("-u", "/ws/echo", "-n", "20", "-d", "0.2", "-w", "0")
+                load.run(self._build, server, warm_up)
+                server.settle()
+                options = ("-m", "connect", "-u", "/ws/echo", "-n", count)
+                found = load.run(self._build, server, options)
+            self._add("connect", f"{count} connections", peer, found)
+
+    # -- fairness -----------------------------------------------------------------------------
+
+    def _quiet(self) -> None:
+        count = "1000" if self._is_quick else "5000"
+        storm = ("-m", "fanout", "-u", "/ws/fanout", "-n", count, "-s", "128")
+        duration = ("-d", str(max(2.0, 3 * self._seconds)))
+        noises: dict[str, tuple[str, ...]] = {
+            "in peace": (),
+            "under a flood": _FLOOD,
+            "during broadcasts": storm,
+        }
+        peers = [peer for peer in self._peers if not peer.is_raw]
+        for _, peer, (name, noise) in itertools.product(
+            range(self._repetitions), peers, noises.items()
+        ):
+            with serving(peer, self._build) as server:
+                with self._noise(server, noise):
+                    found = load.run(self._build, server, (*_QUIET, *duration))
+                self._add("quiet", name, peer, found)
+
+    @contextlib.contextmanager
+    def _noise(self, server: Server, options: tuple[str, ...]) -> Iterator[None]:
+        if not options:
+            yield
+            return
+        process = load.start(self._build, server, (*options, "-d", "60"), nice=10)
+        try:
+            if not load.wait_open(process):
+                raise RuntimeError(f"{server.peer.name}: {load.read(process)}")
+            yield
+        finally:
+            process.kill()
+            process.communicate()
+
+    def _push(self) -> None:
+        """Only ours can: a view that pushes, what it holds up, and how long a turn gets."""
+        count = "1000" if self._is_quick else "5000"
+        idle = ("-m", "connect", "-u", "/ws/echo", "-n", count, "-H", "60")
+        storm = ("-m", "fanout", "-u", "/ws/fanout", "-n", count, "-s", "128")
+        for _ in range(self._repetitions):
+            with serving(OURS, self._build) as server:
+                with self._noise(server, idle):
+                    info = [_get(server, "/info")["ms"] for _ in range(20)]
+                    push = [_get(server, "/push")["ms"] for _ in range(5)]
+                with self._noise(server, storm):
+                    _get(server, "/turns/start")
+                    load.run(self._build, server, (*_QUIET, "-d", "2"))
+                    turn = _get(server, "/turns/stop")["longest_ms"]
+            medians = {"info_ms": statistics.median(info), "push_ms": statistics.median(push)}
+            self._add("push", f"{count} connections", OURS, {**medians, "turn_ms": turn})
+
+    # -- growth -------------------------------------------------------------------------------
+
+    def _growth(self) -> None:
+        peers = [peer for peer in self._peers if peer in (OURS, PURE, FLOOR)]
+        connections = (100, 300, 1000) if self._is_quick else (100, 300, 1000, 3000, 10000)
+        channels = (1, 10, 100) if self._is_quick else (1, 10, 100, 1000)
+        for _, peer, count in itertools.product(range(self._repetitions), peers, connections):
+            with serving(peer, self._build) as server:
+                options = ("-u", "/ws/echo", "-n", str(count), *self._time)
+                found = load.run(self._build, server, options)
+                self._add("growth", f"all of {count} connections busy", peer, found)
+            with serving(peer, self._build) as server:
+                idle = ("-m", "connect", "-u", "/ws/echo", "-n", str(count - 100), "-H", "60")
+                with self._noise(server, idle if count > 100 else ()):
+                    options = ("-u", "/ws/echo", "-n", "100", *self._time)
+                    found = load.run(self._build, server, options)
+                self._add("growth", f"100 of {count} connections busy", peer, found)
+        for _, peer, count in itertools.product(range(self._repetitions), peers, channels):
+            if not peer.is_raw:
+                env = {"BENCH_LISTENERS": str(self._listeners(count))}
+                with serving(peer, self._build, env=env) as server:
+                    options = ("-u", "/ws/echo", "-k", str(count), "-n", "1000", *self._time)
+                    found = load.run(self._build, server, options)
+                self._add("growth", f"{count} channels", peer, found)
+
+    def _listeners(self, count: int) -> Path:
+        """A folder with the echo listener as `count` channels."""
+        folder = self._build / f"{count}-channels"
+        source = OURS.folder / "websockets" / "echo.py"
+        folder.mkdir(exist_ok=True)
+        for index in range(count):
+            (folder / f"echo{index}.py").write_bytes(source.read_bytes())
+        return folder
+
+
+#: In the order of the report.
+GROUPS = ("echo", "fanout", "connect", "quiet", "push", "growth")
+
+
+def _get(server: Server, path: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=30) as answer:
+        body = answer.read()
+    result: dict[str, Any] = json.loads(body) if body else {}
+    return result
+
+
+def machine() -> str:
+    """What it ran on, in a line."""
+    model = "unknown processor"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    cores = len(os.sched_getaffinity(0))
+    compiler = subprocess.run(
+        [os.environ.get("CC", "cc"), "--version"], capture_output=True, text=True, check=False
+    ).stdout.split("\n")[0]
+    return f"{model}, {cores} cores; Linux {os.uname().release}; {compiler}"

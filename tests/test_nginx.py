@@ -1,0 +1,163 @@
+"""Behind Debian's nginx, which ends TLS: the configuration of the deployment page, in a process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from support import PATIENCE, ROOT, Process, Server, wait_until
+from support.servers import Tls, serve_by
+
+CONFIGURATION = (ROOT / "docs" / "deployment" / "nginx.conf").read_text(encoding="utf-8")
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+WHERE = """
+from wsmiddleware import WebSocketListener
+
+class Where(WebSocketListener):
+    def on_open(self, wsclient):
+        session = self.session
+        return [session.is_secure, session.request.url, session.remote_address, session.extensions]
+"""
+
+SURROUNDINGS = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+{configuration}
+}}
+"""
+
+
+class Served(NamedTuple):
+    """The application's own process, and nginx before it."""
+
+    process: Process
+    nginx: Server
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Path:
+    """The programs of docs/frameworks/, one listener more, and pings twice a second."""
+    ignored = shutil.ignore_patterns("websocket.json", "__pycache__")
+    folder = shutil.copytree(ROOT / "docs" / "frameworks", tmp_path / "application", ignore=ignored)
+    (folder / "websockets" / "where.py").write_text(WHERE, encoding="utf-8")
+    (folder / "websocket.json").write_text('{"pingInterval": 0.5}', encoding="utf-8")
+    return folder
+
+
+@contextlib.contextmanager
+def behind_nginx(folder: Path, app: str, *changes: tuple[str, str]) -> Iterator[Served]:
+    """The application, and where nginx serves it; `changes` to the configuration."""
+    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+    if program is None:
+        pytest.skip("no nginx: apt-get install nginx-light")
+    tls = Tls(folder)
+    with serve_by("run", folder, app=app) as process:
+        port = free_port()
+        text = changed(
+            CONFIGURATION,
+            ("127.0.0.1:8000", f"127.0.0.1:{process.server.port}"),
+            ("listen 443", f"listen 127.0.0.1:{port}"),
+            ("/etc/ssl/certs/live.pem", str(tls.certfile)),
+            ("/etc/ssl/private/live.key", str(tls.keyfile)),
+            *changes,
+        )
+        file = folder / "nginx.conf"
+        file.write_text(SURROUNDINGS.format(folder=folder, configuration=text), encoding="utf-8")
+        command = [program, "-e", "stderr", "-p", str(folder), "-c", str(file)]
+        with open(folder / "nginx.log", "w+") as log:
+            nginx = subprocess.Popen(command, stderr=log)
+        try:
+            wait_until(lambda: accepts(port), lambda: (folder / "nginx.log").read_text())
+            yield Served(process, Server(port, tls.client))
+        finally:
+            nginx.terminate()
+            nginx.wait(PATIENCE)
+
+
+def changed(text: str, *changes: tuple[str, str]) -> str:
+    """The text with each of the changes, which must apply."""
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def refused(server: Server, origin: str) -> int:
+    with pytest.raises(InvalidStatus) as refusal, server.connect("/ws/where", origin=origin):
+        pass
+    return refusal.value.response.status_code
+
+
+def test_application_sees_the_browsers_side(application: Path) -> None:
+    with behind_nginx(application, "proxied_app:app") as (_, nginx):
+        origin = nginx.url("")
+        with nginx.connect("/ws/where", origin=origin) as ws:
+            is_secure, url, address, extensions = json.loads(ws.recv(5))
+        assert (is_secure, url, address) == (True, nginx.url("/ws/where"), "127.0.0.1")
+        assert extensions.startswith("permessage-deflate")
+        assert refused(nginx, "https://evil.example") == 403
+        assert refused(nginx, origin.rpartition(":")[0]) == 403  # the port is part of it
+        assert nginx.request("POST", "/push", "text=hi", FORM).status == 204
+
+
+def test_pings_keep_an_idle_connection_and_close_codes_pass(application: Path) -> None:
+    shorter = ("proxy_read_timeout 60s", "proxy_read_timeout 1s")
+    with (
+        behind_nginx(application, "proxied_app:app", shorter) as (process, nginx),
+        nginx.connect("/ws/news") as ws,
+    ):
+        assert ws.recv(5) == "Welcome"
+        with pytest.raises(TimeoutError):
+            ws.recv(2.5)
+        ws.send("still here")
+        assert ws.recv(5) == "still here"
+        process.signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed):
+            ws.recv(5)
+        assert (ws.close_code, ws.close_reason) == (1001, "going away")
+
+
+@pytest.mark.parametrize(("app", "status"), [("proxied_app:app", 101), ("flask_app:app", 403)])
+def test_proxy_that_changes_the_host_needs_proxyfix(
+    application: Path, app: str, status: int
+) -> None:
+    forgets = ("proxy_set_header Host $http_host;", "")
+    with behind_nginx(application, app, forgets) as (process, nginx):
+        if status == 101:
+            with nginx.connect("/ws/news", origin=nginx.url("")) as ws:
+                assert ws.recv(5) == "Welcome"
+        else:
+            assert refused(nginx, nginx.url("")) == status
+            wait_until(lambda: "wrap the application in ProxyFix" in process.output)

@@ -1,0 +1,152 @@
+"""The server: time limits, and going down."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+from websockets.exceptions import ConnectionClosed
+
+from support import Server, wait_until
+from support.accepting import read_head, refusing
+from support.servers import Tls, read_all
+from wsmiddleware.server import WSGIServer
+
+Serve = Callable[..., Server]
+
+
+def echo(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """What flask-sockets does: routes first, then the application talks on ``wsgi.websocket``."""
+    if environ["PATH_INFO"] != "/echo":
+        return refusing(environ, start_response)
+    websocket = environ["wsgi.websocket"]
+    while (message := websocket.receive()) is not None:
+        websocket.send(message)
+    return []
+
+
+def test_a_request_that_does_not_end_gets_408() -> None:
+    server = WSGIServer(("127.0.0.1", 0), refusing, log=None)
+    server.handshake_timeout = 0.05
+    server.start()
+    try:
+        for start in (b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"):
+            with Server(server.server_port).socket() as client:
+                client.sendall(start)
+                assert read_all(client).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    finally:
+        server.stop()
+
+
+def test_the_clock_runs_neither_before_nor_behind_a_request() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        gevent.sleep(0.1)
+        return refusing(environ, start_response)
+
+    server = WSGIServer(("127.0.0.1", 0), app, log=None)
+    server.handshake_timeout = 0.05
+    server.start()
+    try:
+        with Server(server.server_port).socket() as client:
+            gevent.sleep(0.1)
+            assert server.idle_handlers
+            client.sendall(b"GET / HTTP/1.1\r\n")
+            wait_until(lambda: not server.idle_handlers)
+            client.sendall(b"Host: x\r\n\r\n")
+            assert read_head(client).startswith(b"HTTP/1.1 403")
+    finally:
+        server.stop()
+
+
+def test_a_tls_handshake_has_a_time_limit(tmp_path: Path) -> None:
+    server = WSGIServer(("127.0.0.1", 0), refusing, log=None, ssl_context=Tls(tmp_path).server)
+    server.handshake_timeout = 0.05
+    server.start()
+    try:
+        with Server(server.server_port).socket() as client:
+            assert read_all(client) == b""
+    finally:
+        server.stop()
+
+
+def test_plain_http_at_a_tls_port_leaves_no_traceback(
+    tmp_path: Path, serve: Serve, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serve(refusing, ssl_context=Tls(tmp_path).server).socket() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert b"HTTP/1.1" not in read_all(client)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_draining_ends_connections_that_wait_for_a_request() -> None:
+    server = WSGIServer(("127.0.0.1", 0), refusing, log=None)
+    server.start()
+    with Server(server.server_port).socket() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        read_head(client)
+        assert client.recv(2) == b"no"
+        wait_until(lambda: server.idle_handlers)
+        started = time.monotonic()
+        server.start_draining()
+        assert client.recv(1) == b""
+        assert time.monotonic() - started < 5
+
+
+def test_draining_answers_the_request_that_runs_and_closes() -> None:
+    inside, go_on = Event(), Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        inside.set()
+        go_on.wait(5)
+        return refusing(environ, start_response)
+
+    server = WSGIServer(("127.0.0.1", 0), app, log=None)
+    server.start()
+    with Server(server.server_port).socket() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert inside.wait(5)
+        server.start_draining()
+        go_on.set()
+        answer = read_all(client)
+    assert b"\r\nConnection: close\r\n" in answer
+    assert answer.endswith(b"no")
+
+
+def test_draining_takes_no_request_behind_one_that_runs() -> None:
+    inside, go_on = Event(), Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "2")])
+        yield b"o"
+        inside.set()
+        go_on.wait(5)
+        yield b"k"
+
+    server = WSGIServer(("127.0.0.1", 0), app, log=None)
+    server.start()
+    with Server(server.server_port).socket() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert inside.wait(5)
+        server.start_draining()
+        go_on.set()
+        assert read_all(client).endswith(b"\r\n\r\nok")
+
+
+def test_draining_ends_what_waits_on_wsgi_websocket() -> None:
+    server = WSGIServer(("127.0.0.1", 0), echo, log=None)
+    server.start()
+    with Server(server.server_port).connect("/echo") as client:
+        client.send("hello")
+        assert client.recv(timeout=5) == "hello"
+        server.start_draining()
+        server.release_websockets()
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=5)
+    wait_until(lambda: not server.clients)

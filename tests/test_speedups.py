@@ -1,0 +1,276 @@
+"""The C extension against the Python engine: whatever comes, both take the same from it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from wsmiddleware import speedups
+from wsmiddleware.protocol.engine import Close, Engine, Event, Fail, Ping
+from wsmiddleware.protocol.frames import encode_frame
+
+if speedups.Stream is None:
+    pytest.skip("the extension is not built, or turned off", allow_module_level=True)
+
+MAX_SIZE = 200_000
+TEXT, BINARY = 1, 2
+
+
+class Link:
+    """A stream, its socket's other end, and the engine that gets what the stream leaves."""
+
+    def __init__(self, max_size: int = MAX_SIZE) -> None:
+        assert speedups.Stream
+        self.near, self.far = socket.socketpair()
+        for end in (self.near, self.far):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self.stream: Any = speedups.Stream(self.near.fileno(), max_size)
+        self.engine = Engine(max_message_size=max_size)
+        self.has_left = False
+
+    def receive(self, data: bytes) -> list[Event]:
+        """What comes of `data`, through the stream while that takes it, then by the engine."""
+        if self.has_left:
+            return self.engine.receive(data, 1 << 20)
+        self.far.sendall(data)
+        events: list[Event] = []
+        while (found := self.stream.read()) is not None:
+            if isinstance(found, tuple):
+                events += found[0]
+                self.has_left = True
+                return events + self.engine.receive(found[1] + self._unread(), 1 << 20)
+            events += found
+        return events
+
+    def _unread(self) -> bytes:
+        try:
+            return self.near.recv(1 << 20)
+        except BlockingIOError:
+            return b""
+
+    def close(self) -> None:
+        """Close both ends."""
+        self.near.close()
+        self.far.close()
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    found = Link()
+    yield found
+    found.close()
+
+
+def masked(opcode: int, payload: bytes, **options: Any) -> bytes:
+    """A client's frame."""
+    return encode_frame(opcode, payload, masked=True, **options)
+
+
+# Reading
+
+
+def test_stream_reads_example_of_the_rfc(link: Link) -> None:
+    assert link.receive(b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58") == ["Hello"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 16_384, 65_535, 65_536, MAX_SIZE])
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_stream_reads_every_form_of_length(link: Link, size: int, opcode: int) -> None:
+    payload = bytes(97 + i % 26 for i in range(size))
+    whole = payload if opcode == BINARY else payload.decode()
+    assert link.receive(masked(opcode, payload) * 2) == [whole] * 2
+    assert not link.has_left
+    assert link.stream.is_idle
+
+
+@pytest.mark.parametrize("size", [5, 1000, 20_000, 100_000])
+@pytest.mark.parametrize("step", [1, 7, 4999])
+def test_stream_reads_pieces(link: Link, size: int, step: int) -> None:
+    payload = os.urandom(size)
+    wire = masked(BINARY, payload) + masked(TEXT, b"x" * size)
+    step = max(step, size // 50)
+    pieces = [wire[start : start + step] for start in range(0, len(wire), step)]
+    assert [event for piece in pieces for event in link.receive(piece)] == [payload, "x" * size]
+    assert not link.has_left
+
+
+def test_stream_reads_text_beyond_ascii(link: Link) -> None:
+    text = "grüße, 世界 🎉" * 10
+    assert link.receive(masked(TEXT, text.encode())) == [text]
+    assert not link.has_left
+
+
+def test_stream_leaves_large_text_beyond_ascii_to_the_engine(link: Link) -> None:
+    text = "x" * 50_000 + "ü" + "y" * 50_000
+    wire = masked(TEXT, text.encode())
+    assert link.receive(wire[:60_000]) + link.receive(wire[60_000:]) == [text]
+    assert link.has_left
+
+
+@pytest.mark.parametrize(
+    ("wire", "event"),
+    [
+        (masked(9, b"p"), Ping(b"p")),
+        (masked(8, b"\x03\xe8bye"), Close(1000, "bye")),
+        (encode_frame(TEXT, b"unmasked"), Fail(1002, "unmasked frame from the client")),
+        (masked(TEXT, b"\xff"), Fail(1007, "invalid UTF-8")),
+        (masked(TEXT, b"x" * 50_000 + b"\xff")[:-1], None),
+        (masked(BINARY, b"x", rsv1=True), Fail(1002, "reserved bits set")),
+        (masked(BINARY, b"x" * (MAX_SIZE + 1))[:14], Fail(1009, "message too big")),
+        (b"\x82\xfe\x00\x05", Fail(1002, "length not in its shortest form")),
+        (b"\x82\xff" + b"\xff" * 8, Fail(1002, "length of 2^63 or more")),
+        (b"\x83\x80", Fail(1002, "unknown opcode 3")),
+    ],
+)
+def test_stream_leaves_the_rest_to_the_engine(link: Link, wire: bytes, event: Event) -> None:
+    events = link.receive(masked(TEXT, b"before") + wire)
+    assert events == ["before"] + [event] * (event is not None)
+    assert link.has_left == (event is not None)
+
+
+def test_stream_reads_at_most_so_many_frames_at_once(link: Link) -> None:
+    link.far.sendall(masked(TEXT, b"x") * 300)
+    messages, rest = link.stream.read()
+    assert messages == ["x"] * 256
+    assert link.engine.receive(rest) == ["x"] * 44
+
+
+def test_stream_allocates_no_more_than_has_come(link: Link) -> None:
+    link = Link(max_size=1 << 40)
+    before = sys.getallocatedblocks()
+    assert link.receive(b"\x82\xff" + (1 << 39).to_bytes(8, "big") + bytes(4) + b"x" * 20_000) == []
+    assert sys.getallocatedblocks() - before < 100
+    link.close()
+
+
+def test_stream_tells_what_is_no_data(link: Link) -> None:
+    assert link.stream.read() is None
+    link.far.close()
+    assert link.stream.read() == b""
+    link.near.detach()
+
+
+def test_stream_raises_what_the_socket_says() -> None:
+    assert speedups.Stream
+    stream = speedups.Stream(-1, 100)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        stream.read()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        stream.write("x")
+
+
+def test_stream_counts_bytes(link: Link) -> None:
+    wire = masked(BINARY, b"x" * 1000)
+    link.receive(wire)
+    assert link.stream.write(b"y" * 1000) is None
+    assert (link.stream.bytes_received, link.stream.bytes_sent) == (len(wire), 1004)
+
+
+FRAMES = st.one_of(
+    st.builds(masked, st.just(TEXT), st.text(max_size=300).map(str.encode)),
+    st.builds(masked, st.just(BINARY), st.binary(max_size=300)),
+    st.builds(masked, st.just(BINARY), st.integers(0, 40_000).map(bytes)),
+    st.builds(masked, st.integers(0, 15), st.binary(max_size=130), fin=st.booleans()),
+    st.builds(masked, st.just(TEXT), st.binary(max_size=20)),
+    st.binary(max_size=20),
+)
+
+
+@given(frames=st.lists(FRAMES, max_size=8), cuts=st.lists(st.integers(0, 100_000), max_size=8))
+@example(frames=[masked(TEXT, b"x" * 40_000), b"\x81"], cuts=[30_000])
+def test_stream_and_engine_take_the_same(frames: list[bytes], cuts: list[int]) -> None:
+    wire, link = b"".join(frames), Link()
+    places = [0, *sorted(min(cut, len(wire)) for cut in cuts), len(wire)]
+    pieces = [wire[a:b] for a, b in zip(places, places[1:], strict=False) if b > a]
+    engine = Engine(max_message_size=MAX_SIZE)
+    try:
+        taken = [event for piece in pieces for event in link.receive(piece)]
+        expected = [event for piece in pieces for event in engine.receive(piece, 1 << 20)]
+    finally:
+        link.close()
+    assert taken == expected
+    assert list(map(type, taken)) == list(map(type, expected))
+
+
+# Writing
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536])
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_pack_and_write_give_what_the_engine_gives(link: Link, size: int, kind: type) -> None:
+    data = "x" * size if kind is str else b"x" * size
+    expected = Engine().encode(data)
+    assert speedups.pack
+    assert speedups.pack(data) == expected
+    assert link.stream.write(data) is None
+    assert link.far.recv(1 << 20) == expected
+
+
+def test_pack_encodes_text() -> None:
+    assert speedups.pack
+    assert speedups.pack("grüße") == Engine().encode("grüße")
+
+
+@pytest.mark.parametrize("data", ["x" * 3_000_000, b"x" * 3_000_000])
+def test_write_gives_back_what_the_socket_does_not_take(link: Link, data: str | bytes) -> None:
+    expected = Engine().encode(data)
+    rest = link.stream.write(data)
+    assert link.far.recv(len(expected)) + rest == expected
+    while rest := link.stream.write("y"):
+        assert rest in (b"\x81\x01y", b"\x01y", b"y")
+        break
+
+
+def test_write_refuses_what_is_no_message(link: Link) -> None:
+    assert speedups.pack
+    for write in (link.stream.write, speedups.pack):
+        with pytest.raises(TypeError, match="not int"):
+            write(1)
+        with pytest.raises(UnicodeEncodeError):
+            write("\ud800")
+
+
+# The extension itself
+
+
+def test_stream_and_pack_leak_nothing(link: Link) -> None:
+    assert speedups.pack
+
+    def turn() -> None:
+        link.receive(masked(TEXT, b"x" * 30) + masked(BINARY, b"y" * 30_000)[:20_000])
+        Link.receive(link, bytes(10_000 + 8))
+        link.receive(masked(TEXT, b"\xff"))
+        link.stream.write("x")
+        link.far.recv(1 << 20)
+        speedups.pack("ü")  # type: ignore[misc]
+
+    turn()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(200):
+        turn()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 50
+
+
+@pytest.mark.parametrize("word", ["off", "0", "No"])
+def test_variable_turns_the_extension_off(word: str) -> None:
+    code = "from wsmiddleware import speedups as s; print(s.IMPLEMENTATION, s.Stream, s.pack)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, speedups.VARIABLE: word},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "python None None\n"

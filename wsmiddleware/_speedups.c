@@ -1,0 +1,461 @@
+/* The way of a message that has nothing special about it, in C: from the socket to `str` or
+ * `bytes`, and from there to the socket. Imported by speedups.py only.
+ *
+ * The law of WebSocket frames stays in protocol/engine.py. What is read here are whole text and
+ * binary messages, masked, uncompressed, in one frame, no larger than allowed, valid UTF-8. At the
+ * first byte that is anything else `Stream.read` gives back the bytes from that frame's first one
+ * on, as they came, and the Python engine goes on with them: it alone answers, refuses or waits.
+ *
+ * The GIL is held throughout: no call here blocks, and all share one receive buffer.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <structmember.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+enum {
+    BUFFER_SIZE = 1 << 18, /* a 64 KiB message is mostly there at once: one call of recv, not two */
+    LARGE = 1 << 14,       /* from here on an incomplete frame is unmasked as it comes */
+    MAX_FRAMES = 256,      /* of one read: then others get their turn */
+    MAX_HEADER = 14,
+    TEXT = 0x81, /* FIN and the opcode, RFC 6455 section 5.2 */
+    BINARY = 0x82,
+};
+
+static unsigned char buffer[BUFFER_SIZE + LARGE];
+
+typedef struct {
+    PyObject_HEAD
+    int fd;
+    Py_ssize_t max_size;
+    unsigned long long bytes_received, bytes_sent;
+    /* A small frame that is not complete: its bytes as they came. */
+    unsigned char *kept;
+    size_t kept_size;
+    /* A large one: its header, and its message as far as it has come, unmasked, ASCII if text. */
+    PyObject *message;
+    unsigned char header[MAX_HEADER];
+    size_t header_size, length, done;
+} Stream;
+
+/* -- frames ------------------------------------------------------------------------------------ */
+
+/* Eight bytes at a time; the compiler makes vectors of it. Gives the OR of all bytes. */
+static unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
+                            const unsigned char *key, size_t turn)
+{
+    unsigned char turned[8];
+    uint64_t word, wide, seen = 0;
+    size_t i = 0;
+    for (int k = 0; k < 8; k++)
+        turned[k] = key[(turn + k) & 3];
+    memcpy(&wide, turned, 8);
+    for (; i + 8 <= size; i += 8) {
+        memcpy(&word, from + i, 8);
+        word ^= wide;
+        seen |= word;
+        memcpy(to + i, &word, 8);
+    }
+    for (; i < size; i++)
+        seen |= to[i] = from[i] ^ turned[i & 7];
+    return (seen & 0x8080808080808080u) != 0 ? 0x80 : 0;
+}
+
+typedef enum { WHOLE, CUT, OTHER } Look;
+
+/* What starts here: a frame that is ours, one that may become it, or something for the engine. */
+static Look look(const Stream *self, const unsigned char *data, size_t size, size_t *header,
+                 size_t *length)
+{
+    *header = MAX_HEADER;
+    *length = 0;
+    if (data[0] != TEXT && data[0] != BINARY)
+        return OTHER;
+    if (size < 2)
+        return CUT;
+    size_t field = data[1] & 127;
+    if (!(data[1] & 128))
+        return OTHER;
+    *header = field < 126 ? 6 : field == 126 ? 8 : 14;
+    if (size < *header - 4)
+        return CUT;
+    if (field < 126) {
+        *length = field;
+    } else {
+        for (size_t i = 2; i < *header - 4; i++) {
+            if (*length >> 40)
+                return OTHER;
+            *length = *length << 8 | data[i];
+        }
+        if (*length < (field == 126 ? 126u : 65536u))
+            return OTHER; /* not the shortest form */
+    }
+    if (*length > (size_t)self->max_size)
+        return OTHER;
+    return size < *header || size - *header < *length ? CUT : WHOLE;
+}
+
+/* The message of a whole frame, unmasked where it lies; NULL with UnicodeDecodeError. */
+static PyObject *make_message(unsigned char *frame, size_t header, size_t length)
+{
+    unsigned char *payload = frame + header, *key = payload - 4;
+    if (frame[0] == TEXT) {
+        if (unmask(payload, payload, length, key, 0))
+            return PyUnicode_DecodeUTF8((char *)payload, length, NULL);
+        PyObject *text = PyUnicode_New(length, 127);
+        if (text && length)
+            memcpy(PyUnicode_1BYTE_DATA(text), payload, length);
+        return text;
+    }
+    PyObject *data = PyBytes_FromStringAndSize(NULL, length);
+    if (data)
+        unmask((unsigned char *)PyBytes_AS_STRING(data), payload, length, key, 0);
+    return data;
+}
+
+/* -- a large message, piece by piece ----------------------------------------------------------- */
+
+static unsigned char *room(const Stream *self)
+{
+    return self->header[0] == TEXT ? PyUnicode_1BYTE_DATA(self->message)
+                                   : (unsigned char *)PyBytes_AS_STRING(self->message);
+}
+
+static size_t capacity(const Stream *self)
+{
+    return self->header[0] == TEXT ? PyUnicode_GET_LENGTH(self->message)
+                                   : PyBytes_GET_SIZE(self->message);
+}
+
+/* Space grows with what has come, never with what a header promises. */
+static int grow(Stream *self, size_t size)
+{
+    if (size > self->length)
+        size = self->length;
+    if (!self->message)
+        self->message = self->header[0] == TEXT ? PyUnicode_New(size, 127)
+                                                : PyBytes_FromStringAndSize(NULL, size);
+    else if (self->header[0] == TEXT ? PyUnicode_Resize(&self->message, size)
+                                     : _PyBytes_Resize(&self->message, size))
+        Py_CLEAR(self->message);
+    return self->message ? 0 : -1;
+}
+
+/* What has come of the frame, as it came: for the engine. */
+static PyObject *give_back(Stream *self)
+{
+    PyObject *raw = PyBytes_FromStringAndSize(NULL, self->header_size + self->done);
+    if (raw) {
+        unsigned char *to = (unsigned char *)PyBytes_AS_STRING(raw);
+        memcpy(to, self->header, self->header_size);
+        unmask(to + self->header_size, room(self), self->done,
+               self->header + self->header_size - 4, 0);
+    }
+    Py_CLEAR(self->message);
+    return raw;
+}
+
+static PyObject *with_rest(PyObject *messages, PyObject *rest)
+{
+    PyObject *both = messages && rest ? PyTuple_Pack(2, messages, rest) : NULL;
+    Py_XDECREF(messages);
+    Py_XDECREF(rest);
+    return both;
+}
+
+static int start_large(Stream *self, const unsigned char *frame, size_t size, size_t header,
+                       size_t length)
+{
+    memcpy(self->header, frame, header);
+    self->header_size = header;
+    self->length = length;
+    self->done = size - header;
+    if (grow(self, self->done < BUFFER_SIZE / 2 ? BUFFER_SIZE : 2 * self->done) < 0)
+        return -1;
+    return unmask(room(self), frame + header, self->done, self->header + header - 4, 0) != 0;
+}
+
+/* -- reading ----------------------------------------------------------------------------------- */
+
+static ssize_t receive(Stream *self, unsigned char *to, size_t size)
+{
+    ssize_t got = recv(self->fd, to, size, MSG_DONTWAIT);
+    if (got > 0)
+        self->bytes_received += got;
+    return got;
+}
+
+/* None where there is nothing yet, b"" at the end of the stream; or OSError. */
+static PyObject *nothing(ssize_t got)
+{
+    if (got == 0)
+        return PyBytes_FromStringAndSize(NULL, 0);
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
+        Py_RETURN_NONE;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *read_large(Stream *self)
+{
+    if (self->done == capacity(self) && grow(self, 2 * self->done) < 0)
+        return NULL;
+    unsigned char *to = room(self) + self->done;
+    ssize_t got = receive(self, to, capacity(self) - self->done);
+    if (got <= 0)
+        return nothing(got);
+    unsigned char high =
+        unmask(to, to, got, self->header + self->header_size - 4, self->done);
+    self->done += got;
+    if (high && self->header[0] == TEXT)
+        return with_rest(PyList_New(0), give_back(self));
+    PyObject *messages = PyList_New(0);
+    if (messages && self->done == self->length) {
+        if (PyList_Append(messages, self->message) < 0)
+            Py_CLEAR(messages);
+        Py_CLEAR(self->message);
+    }
+    return messages;
+}
+
+static int keep(Stream *self, const unsigned char *data, size_t size)
+{
+    self->kept = PyMem_Malloc(size);
+    if (!self->kept) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(self->kept, data, size);
+    self->kept_size = size;
+    return 0;
+}
+
+static PyObject *parse(Stream *self, unsigned char *data, size_t size)
+{
+    PyObject *messages = PyList_New(0);
+    size_t pos = 0, header, length;
+    for (int frames = 0; messages && pos < size; frames++) {
+        Look found = look(self, data + pos, size - pos, &header, &length);
+        if (found == WHOLE && frames < MAX_FRAMES) {
+            PyObject *message = make_message(data + pos, header, length);
+            if (message && PyList_Append(messages, message) == 0) {
+                Py_DECREF(message);
+                pos += header + length;
+                continue;
+            }
+            Py_XDECREF(message);
+            if (!PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
+                Py_CLEAR(messages);
+                break;
+            }
+            PyErr_Clear();
+            unmask(data + pos + header, data + pos + header, length, data + pos + header - 4, 0);
+        } else if (found == CUT && (size - pos < header || header + length <= LARGE)) {
+            if (keep(self, data + pos, size - pos) < 0)
+                Py_CLEAR(messages);
+            break;
+        } else if (found == CUT) {
+            int is_wide = start_large(self, data + pos, size - pos, header, length);
+            if (is_wide < 0)
+                Py_CLEAR(messages);
+            else if (is_wide && data[pos] == TEXT)
+                return with_rest(messages, give_back(self));
+            break;
+        }
+        return with_rest(messages,
+                         PyBytes_FromStringAndSize((char *)data + pos, size - pos));
+    }
+    return messages;
+}
+
+PyDoc_STRVAR(read_doc,
+             "Receive once, without waiting. A list of messages; or a tuple of such a list and of\n"
+             "the bytes behind them, for the engine; `None` where nothing has come, b\"\" at the\n"
+             "end of the stream. Raises `OSError`.");
+
+static PyObject *Stream_read(Stream *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (self->message)
+        return read_large(self);
+    size_t kept = 0;
+    if (self->kept)
+        kept = self->kept_size;
+    ssize_t got = receive(self, buffer + kept, BUFFER_SIZE);
+    if (got <= 0)
+        return nothing(got);
+    if (self->kept) {
+        memcpy(buffer, self->kept, kept);
+        PyMem_Free(self->kept);
+        self->kept = NULL;
+    }
+    return parse(self, buffer, kept + got);
+}
+
+/* -- writing ----------------------------------------------------------------------------------- */
+
+static size_t make_header(unsigned char *header, int first, size_t size)
+{
+    header[0] = first;
+    if (size < 126) {
+        header[1] = size;
+        return 2;
+    }
+    int bytes = size < 65536 ? 2 : 8;
+    header[1] = bytes == 2 ? 126 : 127;
+    for (int i = 0; i < bytes; i++)
+        header[2 + i] = size >> (8 * (bytes - 1 - i));
+    return 2 + bytes;
+}
+
+/* The payload of exactly a `str` or `bytes`, borrowed from it; -1 with an exception. */
+static int borrow(PyObject *data, const char **payload, Py_ssize_t *size)
+{
+    if (PyUnicode_CheckExact(data)) {
+        *payload = PyUnicode_AsUTF8AndSize(data, size); /* of ASCII no copy is made */
+        return *payload ? TEXT : -1;
+    }
+    if (PyBytes_CheckExact(data)) {
+        *payload = PyBytes_AS_STRING(data);
+        *size = PyBytes_GET_SIZE(data);
+        return BINARY;
+    }
+    PyErr_Format(PyExc_TypeError, "a message is str or bytes here, not %s", Py_TYPE(data)->tp_name);
+    return -1;
+}
+
+PyDoc_STRVAR(pack_doc, "The wire form of a `str` or `bytes`: one frame, unmasked, uncompressed.");
+
+static PyObject *pack(PyObject *module, PyObject *data)
+{
+    (void)module;
+    unsigned char header[MAX_HEADER];
+    const char *payload;
+    Py_ssize_t size;
+    int first = borrow(data, &payload, &size);
+    if (first < 0)
+        return NULL;
+    size_t header_size = make_header(header, first, size);
+    PyObject *wire = PyBytes_FromStringAndSize(NULL, header_size + size);
+    if (wire) {
+        memcpy(PyBytes_AS_STRING(wire), header, header_size);
+        memcpy(PyBytes_AS_STRING(wire) + header_size, payload, size);
+    }
+    return wire;
+}
+
+PyDoc_STRVAR(write_doc,
+             "Send a `str` or `bytes` as one frame, without waiting and without a copy. `None` when\n"
+             "all of it went out, else the bytes of its wire form that did not. Raises `OSError`.");
+
+static PyObject *Stream_write(Stream *self, PyObject *data)
+{
+    unsigned char header[MAX_HEADER];
+    const char *payload;
+    Py_ssize_t size;
+    int first = borrow(data, &payload, &size);
+    if (first < 0)
+        return NULL;
+    Py_ssize_t header_size = make_header(header, first, size);
+    struct iovec parts[2] = {{header, header_size}, {(void *)payload, size}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    Py_ssize_t sent = sendmsg(self->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0) {
+        if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+            return PyErr_SetFromErrno(PyExc_OSError);
+        sent = 0;
+    }
+    self->bytes_sent += sent;
+    if (sent == header_size + size)
+        Py_RETURN_NONE;
+    Py_ssize_t cut = sent < header_size ? sent : header_size, rest = header_size - cut;
+    PyObject *wire = PyBytes_FromStringAndSize(NULL, header_size + size - sent);
+    if (wire) {
+        memcpy(PyBytes_AS_STRING(wire), header + cut, rest);
+        memcpy(PyBytes_AS_STRING(wire) + rest, payload + (sent - cut), size - (sent - cut));
+    }
+    return wire;
+}
+
+/* -- the module -------------------------------------------------------------------------------- */
+
+static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"fd", "max_size", NULL};
+    return PyArg_ParseTupleAndKeywords(args, kwargs, "in", names, &self->fd, &self->max_size) ? 0
+                                                                                              : -1;
+}
+
+static void Stream_dealloc(Stream *self)
+{
+    PyMem_Free(self->kept);
+    Py_XDECREF(self->message);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *Stream_is_idle(Stream *self, void *ignored)
+{
+    (void)ignored;
+    return PyBool_FromLong(!self->kept && !self->message);
+}
+
+static PyMethodDef stream_methods[] = {
+    {"read", (PyCFunction)Stream_read, METH_NOARGS, read_doc},
+    {"write", (PyCFunction)Stream_write, METH_O, write_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef stream_members[] = {
+    {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), READONLY, "Bytes read."},
+    {"bytes_sent", T_ULONGLONG, offsetof(Stream, bytes_sent), READONLY, "Bytes written."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef stream_getset[] = {
+    {"is_idle", (getter)Stream_is_idle, NULL, "True between two frames.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyTypeObject stream_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Stream",
+    .tp_doc = "The server's end of one connection: a non-blocking TCP socket's descriptor, which\n"
+              "stays its owner's, and the largest message in bytes that is taken.",
+    .tp_basicsize = sizeof(Stream),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Stream_init,
+    .tp_dealloc = (destructor)Stream_dealloc,
+    .tp_methods = stream_methods,
+    .tp_members = stream_members,
+    .tp_getset = stream_getset,
+};
+
+static PyMethodDef functions[] = {
+    {"pack", pack, METH_O, pack_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_speedups",
+    .m_doc = "Reading and writing everyday messages, in C.",
+    .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__speedups(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+    if (!module || PyType_Ready(&stream_type) < 0)
+        return NULL;
+    Py_INCREF(&stream_type);
+    if (PyModule_AddObject(module, "Stream", (PyObject *)&stream_type) < 0) {
+        Py_DECREF(&stream_type);
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

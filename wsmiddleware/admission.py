@@ -1,0 +1,181 @@
+"""Admission: whether a request below the prefix becomes a connection, decided before any 101.
+
+The checks of RFC 6455, section 4.2, and ours in the order of `Admission.decide`; then the
+listener's `on_handshake`, which may block.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from contextvars import Context
+from dataclasses import dataclass
+from http.client import responses
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from werkzeug.exceptions import HTTPException
+from werkzeug.local import LocalProxy
+from werkzeug.wrappers import Request, Response
+
+from wsmiddleware import policy
+from wsmiddleware.listeners.base import WebSocketListener
+from wsmiddleware.listeners.channel import Channel
+from wsmiddleware.listeners.edges import Scope
+from wsmiddleware.listeners.invoke import run_callback
+from wsmiddleware.listeners.session import RequestRecord
+from wsmiddleware.policy import Acceptance, Refusal, refuse
+from wsmiddleware.registry import Registry
+from wsmiddleware.settings import Settings
+from wsmiddleware.upgrade import Upgrade, is_stock_server
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+__all__ = ["Admission", "Admitted", "RequestContext"]
+
+_log = logging.getLogger("websocket")
+
+RequestContext = Callable[[dict[str, Any]], AbstractContextManager[object]]
+
+_CANNOT_UPGRADE = (
+    "This server cannot upgrade to WebSocket: run `python -m wsmiddleware run`, or "
+    "gunicorn -k wsmiddleware.gunicorn.GeventWebSocketWorker."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A handshake that is accepted, and what its connection needs."""
+
+    channel: Channel
+    path_parameters: Mapping[str, Any]
+    record: RequestRecord
+    context: Context
+    scope: Scope | None
+    listener: WebSocketListener
+    principal: Any
+    accepted: Acceptance
+
+
+class Admission:
+    """Decides on the opening handshakes of one middleware."""
+
+    def __init__(
+        self, registry: Registry, settings: Settings, request_context: RequestContext | None
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._request_context = request_context
+
+    def decide(self, environ: WSGIEnvironment, upgrade: Upgrade | None) -> Refusal | Admitted:
+        """Refuse or admit one request; blocks as long as the listener's `on_handshake` does."""
+        if upgrade is None and not is_stock_server(environ):
+            # wsgiref takes no response with a Connection header from an application.
+            return refuse(501, _CANNOT_UPGRADE, closes=False)
+        found = self._registry.find(policy.decode_path(environ))
+        if found is None:
+            return refuse(404, "No such channel.")
+        refusal = (
+            policy.check_request(environ)
+            or policy.check_origin(environ, self._settings)
+            or self._check_room()
+        )
+        if refusal is not None:
+            return refusal
+        if upgrade is None:  # gevent-websocket's own handler found fault with it
+            return refuse(400, "Bad handshake.")
+        admitted = self._admit(environ, *found, is_answered=not upgrade.speaks_first)
+        # Room again: a hook may have blocked while others came, or while we began to go down.
+        return admitted if isinstance(admitted, Refusal) else self._check_room() or admitted
+
+    def _check_room(self) -> Refusal | None:
+        registry, limit = self._registry, self._settings.max_connections
+        retry = {"Retry-After": "5"}
+        if registry.is_draining:
+            return refuse(503, "Going down.", retry)
+        if registry.unfinished >= limit:
+            why = f"max_connections is {limit}; raise it (and ulimit -n) or add a process"
+            return refuse(503, "Too many connections.", retry, reason=why)
+        if not registry.is_here():
+            why = "the connections run on another thread's loop: serve the application from one"
+            return refuse(503, "Served by another thread.", retry, reason=why)
+        return None
+
+    def _admit(
+        self,
+        environ: WSGIEnvironment,
+        channel: Channel,
+        path_parameters: Mapping[str, Any],
+        *,
+        is_answered: bool,
+    ) -> Refusal | Admitted:
+        """Ask `on_handshake`, and make the listener: user code that may refuse, block or fail."""
+        record, context, make = RequestRecord(environ), Context(), self._request_context
+        scope = None if make is None else lambda: make(record.environ())
+        timer = gevent.Timeout.start_new(self._settings.request_timeout)
+        try:
+            principal = _ask(channel, record, context, scope)
+            if isinstance(principal, Refusal):
+                return principal
+            listener = run_callback(context, scope, channel.listener_class)
+        # A time-out that is not ours is the hook's own, and SystemExit an exit() of its.
+        except (Exception, SystemExit, gevent.Timeout) as exc:
+            return self._failed(channel, exc, is_late=exc is timer)
+        finally:
+            timer.close()
+        accepted = policy.agree(environ, channel, self._settings, is_answered=is_answered)
+        return Admitted(
+            channel, path_parameters, record, context, scope, listener, principal, accepted
+        )
+
+    def _failed(self, channel: Channel, exc: BaseException, *, is_late: bool) -> Refusal:
+        channel.metrics.callback_errors[channel.name, "on_handshake"] += 1
+        name = channel.listener_class.__name__
+        what = f"{type(exc).__name__} in a handshake"
+        if is_late:
+            limit = self._settings.request_timeout
+            what = f"on_handshake was stopped after {limit:g} s (request_timeout)"
+        _log.error("channel %s: %s: %s", channel.name, name, what, exc_info=exc)
+        return refuse(500, "Internal error.", reason=f"{name}: {what}")
+
+
+def _ask(channel: Channel, record: RequestRecord, context: Context, scope: Scope | None) -> Any:
+    """The user whom the listener's hook lets in, or a refusal.
+
+    Without a hook it is ``REMOTE_USER``, as with `True`; the hook may have set that in
+    ``request.environ``.
+    """
+    if "on_handshake" not in channel.callbacks:
+        return record.get("REMOTE_USER")
+    cls: Any = channel.listener_class
+    request = Request(record.environ(), populate_request=False)
+    answer: Any
+    try:
+        answer = run_callback(context, scope, _call, cls.on_handshake, request)
+    except HTTPException as exc:
+        answer = exc
+    if isinstance(answer, HTTPException):
+        answer = answer.get_response(request.environ)
+        if not isinstance(answer, Response):  # abort() takes any WSGI application
+            answer = Response.from_app(answer, request.environ)
+    if isinstance(answer, Response):
+        text = responses.get(answer.status_code, "Refused")
+        return Refusal(answer, text, f"{cls.__name__}.on_handshake answered {answer.status}")
+    if answer is None or answer is False:
+        why = f"{cls.__name__}.on_handshake returned {answer}: it lets in with True or a user"
+        return refuse(403, "Not allowed.", reason=why)
+    return request.environ.get("REMOTE_USER") if answer is True else answer
+
+
+def _call(hook: Callable[[Request], Any], request: Request) -> Any:
+    """What the hook returns, as far as it is an answer: none may let in what it does not mean."""
+    answer = hook(request)
+    if isinstance(answer, LocalProxy):  # ``return current_user``, which may stand for None
+        answer = answer._get_current_object()
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise TypeError("on_handshake is an async def, which nobody awaits: write a plain def")
+    return answer

@@ -1,0 +1,43 @@
+"""Who gets what a connection receives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from wsmiddleware.net.pool import Worker
+
+__all__ = ["NOBODY", "Receiver"]
+
+
+class Receiver(Protocol):
+    """Who gets what a connection receives; all but `unlist` run in a worker and may block.
+
+    One that has a true attribute ``is_told_of_pings`` gets `Ping` and `Pong` in `received` too, in
+    the order of their coming; a ping has been answered by then.
+    """
+
+    def opened(self, worker: Worker) -> None:
+        """The first call."""
+
+    def received(self, message: str | bytes, worker: Worker) -> bytes | None:
+        """One message; what it returns goes to the peer as it is."""
+
+    def unlist(self) -> None:
+        """The connection is no longer open. From any greenlet; must not block."""
+
+    def closed(self, worker: Worker) -> None:
+        """The last call."""
+
+
+class _Nobody:
+    """Takes the receiver's place at the end, so that nothing keeps the two of them alive."""
+
+    def opened(self, worker: Worker) -> None: ...
+    def received(self, message: str | bytes, worker: Worker) -> bytes | None: ...
+    def unlist(self) -> None: ...
+    def closed(self, worker: Worker) -> None: ...
+
+
+#: A receiver that does nothing.
+NOBODY: Receiver = _Nobody()

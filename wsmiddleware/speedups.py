@@ -1,0 +1,37 @@
+"""The one door to the optional C extension: what it offers here, or `None` in its place.
+
+The extension is built where there is a compiler when the package is installed; without it nothing
+is missing but time. ``WSMIDDLEWARE_SPEEDUPS=off`` (or ``0``, ``no``, ``false``) turns it off for a
+process. `IMPLEMENTATION` says which one is in use.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wsmiddleware._speedups import Stream as _Stream
+
+__all__ = ["IMPLEMENTATION", "VARIABLE", "Stream", "pack"]
+
+#: The variable that turns the extension off; read once, at import.
+VARIABLE = "WSMIDDLEWARE_SPEEDUPS"
+
+#: Reads and writes everyday messages on a TCP socket's descriptor.
+Stream: type[_Stream] | None = None
+#: The wire form of exactly a `str` or `bytes`: one frame, unmasked, uncompressed.
+pack: Callable[[str | bytes], bytes] | None = None
+
+if os.environ.get(VARIABLE, "").strip().lower() not in ("0", "off", "no", "false"):
+    try:
+        from wsmiddleware import _speedups
+    except ImportError:  # not built
+        pass
+    else:
+        Stream, pack = _speedups.Stream, _speedups.pack
+
+#: ``"c"`` or ``"python"``.
+IMPLEMENTATION = "c" if Stream else "python"
