@@ -15,9 +15,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from support import ROOT, Process, Server, running
+from support import ROOT, Process, Server, running, wait_until
 from support.servers import OURS, WAYS, environment
 from wsmiddleware import CloseCode
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def copy_example(folder: Path) -> Path:
@@ -48,8 +50,7 @@ def server(way: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 
 def sign_in(server: Server, name: str) -> str:
     """The session's cookie."""
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = server.request("POST", "/name", urlencode({"name": name}), form)
+    answer = server.request("POST", "/name", urlencode({"name": name}), FORM)
     assert answer.status == 302
     return answer.headers["Set-Cookie"].split(";")[0]
 
@@ -134,15 +135,74 @@ def test_text_and_binary_come_back(server: Server) -> None:
 
 
 def test_view_pushes_to_those_who_have_the_role(server: Server) -> None:
+    cookie = sign_in(server, "Ann")
     with (
         server.connect("/ws/test?role=editor") as editor,
         server.connect("/ws/test?role=x") as other,
     ):
         assert editor.recv(5) == other.recv(5) == "Welcome"
-        assert server.request("POST", "/notify/editor").status == 204
-        assert editor.recv(5) == "hello"
+        assert notify(server, "before", Cookie=cookie) == 204
+        assert notify(server, "hello") == 403  # nobody may, who is nobody
+        assert editor.recv(5) == "Ann: before"
         with pytest.raises(TimeoutError):
             other.recv(0.05)
+
+
+def notify(server: Server, text: str, **headers: str) -> int:
+    """The status of a push to editors."""
+    return server.request(
+        "POST", "/notify/editor", urlencode({"text": text}), FORM | headers
+    ).status
+
+
+def test_sign_out_forgets_the_name(server: Server) -> None:
+    signed_out = server.request("POST", "/sign-out", headers={"Cookie": sign_in(server, "Ann")})
+    assert "Max-Age=0" in signed_out.headers["Set-Cookie"]
+
+
+def test_name_of_nothing_but_space_is_refused(server: Server) -> None:
+    assert server.request("POST", "/name", urlencode({"name": "  "}), FORM).status == 400
+
+
+def test_feed_starts_anew_once_nobody_looks(server: Server) -> None:
+    for _ in range(2):
+        with server.connect("/ws/feed") as ann, server.connect("/ws/feed") as bob:
+            assert next_number(ann) == 1
+            assert next_number(ann) == 2
+            assert next_number(bob) in (1, 2)  # it may have come a moment later
+        wait_until(lambda: json.loads(server.get("/health").text)["connections"] == 0)
+
+
+def next_number(ws: ClientConnection) -> int:
+    """The next tick of the feed; what came before the first look is passed over."""
+    message = json.loads(ws.recv(5))
+    return int(message["number"]) if "number" in message else next_number(ws)
+
+
+def test_overview_shows_who_comes_and_goes(server: Server) -> None:
+    cookie = sign_in(server, "Ann")
+    with server.connect("/ws/overview", additional_headers={"Cookie": cookie}) as overview:
+
+        def shown() -> list[str]:
+            return [f"{row['user']} {row['path']}" for row in json.loads(overview.recv(5))]
+
+        # recv() fails when nothing new comes.
+        while shown() != ["Ann /ws/overview"]:
+            pass
+        with chat(server, "Bob", "tea"):
+            while shown() != ["Bob /ws/chat/tea", "Ann /ws/overview"]:
+                pass
+        while shown() != ["Ann /ws/overview"]:
+            pass
+
+
+def test_health_is_plain_http(server: Server) -> None:
+    assert server.get("/health").status == 200
+
+
+def test_listeners_are_a_screen_each() -> None:
+    for file in (ROOT / "example_flask_app" / "websockets").glob("*.py"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 50, file
 
 
 @pytest.mark.parametrize("our_way", OURS)

@@ -1,75 +1,131 @@
-// The page's script. What people wrote goes into the page as text (textContent), never as HTML.
+// The page's script. What people wrote goes into the page as text, never as HTML: see `make`.
+import { Live } from "./live.js";
 
 const byId = (id) => document.getElementById(id);
+const me = document.body.dataset.name;
 
-/** A socket that comes back after it was lost; `state` shows how it is. Gives `send` and `move`. */
-function live(path, state, onmessage) {
-  let socket, timer, attempts = 0;
-
-  function open() {
-    const url = new URL(path, document.baseURI);
-    url.protocol = url.protocol.replace("http", "ws");
-    state.textContent = "connecting";
-    const mine = socket = new WebSocket(url);
-    mine.onopen = () => { attempts = 0; state.textContent = "open"; };
-    mine.onmessage = (event) => onmessage(event.data);
-    mine.onclose = (event) => {
-      if (mine !== socket) return;  // it has been replaced
-      state.textContent = `closed (${event.code}${event.reason ? " " + event.reason : ""})`;
-      // Half of the delay is chance, or a thousand pages would come back at the same instant.
-      const delay = Math.min(10000, 250 * 2 ** attempts++);
-      timer = setTimeout(open, delay / 2 + Math.random() * delay / 2);
-    };
-  }
-
-  open();
-  return {
-    send(text) {
-      const isOpen = socket.readyState === WebSocket.OPEN;
-      if (isOpen) socket.send(text);
-      return isOpen;
-    },
-    move(newPath) {
-      clearTimeout(timer);
-      path = newPath;
-      const old = socket;
-      open();
-      old.close(1000);
-    },
-  };
+/** An element; its children are elements or text. */
+function make(tag, className, ...children) {
+  const element = document.createElement(tag);
+  element.className = className;
+  element.append(...children);
+  return element;
 }
 
-function append(log, text) {
-  const line = document.createElement("li");
-  line.textContent = text;
+/** The same colour for the same name in every window. */
+function avatar(name) {
+  const hue = [...name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 8, 7);
+  const badge = make("span", `avatar hue-${hue}`, [...name][0].toUpperCase());
+  badge.ariaHidden = "true";
+  return badge;
+}
+
+function append(log, line) {
   log.append(line);
-  while (log.children.length > 200) log.firstChild.remove();
+  while (log.children.length > 200) log.firstElementChild.remove();
   log.scrollTop = log.scrollHeight;
 }
 
-if (document.body.dataset.name) {
+// -- how the connections are --------------------------------------------------------------------
+
+const states = new Map();
+
+/** Shows one connection's state in its card, and that of all of them at the top. */
+function show(name) {
+  return (state, text) => {
+    states.set(name, state);
+    const dot = byId(`${name}-state`);
+    dot.dataset.state = state;
+    dot.title = text;
+    const worst = ["waiting", "connecting", "open"].find((each) => [...states.values()].includes(each));
+    const all = byId("state");
+    all.dataset.state = worst ?? "closed";
+    const words = { waiting: "reconnecting …", connecting: "connecting …", open: "live" };
+    const said = words[worst] ?? "paused";
+    if (all.textContent !== said) all.textContent = said;
+  };
+}
+
+// -- the feed -----------------------------------------------------------------------------------
+
+const values = [];
+
+function draw({ recent, number, looking, value }) {
+  if (recent) values.splice(0, Infinity, ...recent);
+  else values.push(value);
+  values.splice(0, values.length - 60);
+  const low = Math.min(...values) - 0.5, high = Math.max(...values) + 0.5;
+  const points = values.map((each, i) => {
+    const x = (i * 240) / Math.max(1, values.length - 1);
+    return `${x},${60 - ((each - low) / (high - low)) * 56}`;
+  });
+  byId("feed-line").setAttribute("points", points.join(" "));
+  byId("feed-area").setAttribute("points", `0,64 ${points.join(" ")} 240,64`);
+  byId("feed-value").textContent = `${values.at(-1).toFixed(1)} °C`;
+  if (number) byId("feed-about").textContent = `tick ${number} of this loop, ${looking} looking`;
+}
+
+const feed = new Live("ws/feed", { onmessage: draw, onstate: show("feed") });
+byId("feed-switch").onclick = ({ currentTarget: button }) => {
+  const isPaused = !feed.socket;
+  button.textContent = isPaused ? "Pause" : "Resume";
+  if (isPaused) feed.open();
+  else feed.close();
+};
+
+// -- what only those see who have signed in -----------------------------------------------------
+
+if (me) {
   const room = new URLSearchParams(location.search).get("room") || "lobby";
-  const chat = live(`ws/chat/${encodeURIComponent(room)}`, byId("chat-state"), (data) => {
-    const { event, name, text, people } = JSON.parse(data);
-    append(byId("chat-log"), event === "said" ? `${name}: ${text}` : `${name} ${event}`);
-    byId("people").textContent = people.join(", ");
+  byId("room").textContent = room;
+  const chat = new Live(`ws/chat/${encodeURIComponent(room)}`, {
+    onstate: show("chat"),
+    onmessage({ event, name, text, people }) {
+      byId("people").replaceChildren(
+        ...people.map((each) => make("li", "chip", avatar(each), each === me ? `${each} (you)` : each)),
+      );
+      const line = event === "said"
+        ? make("li", name === me ? "said mine" : "said", avatar(name), make("p", "", make("b", "", name), text))
+        : make("li", "event", `${name} ${event}`);
+      append(byId("chat-log"), line);
+    },
   });
   byId("chat-form").onsubmit = (event) => {
     event.preventDefault();
     if (chat.send(event.target.text.value)) event.target.reset();
   };
-} else {
-  byId("chat-state").textContent = "sign in first";
-  byId("chat-form").inert = true;
-}
 
-const pushPath = () => `ws/test?role=${encodeURIComponent(byId("role").value)}`;
-const push = live(pushPath(), byId("push-state"), (data) => append(byId("push-log"), data));
-byId("role").onchange = () => push.move(pushPath());
-byId("push-form").onsubmit = async (event) => {
-  event.preventDefault();
-  const { role, text } = event.target;
-  const url = `notify/${encodeURIComponent(role.value)}`;
-  const answer = await fetch(url, { method: "POST", body: new URLSearchParams({ text: text.value }) });
-  if (answer.ok) text.value = "";
-};
+  const pushPath = () => `ws/test?role=${encodeURIComponent(byId("role").value)}`;
+  const push = new Live(pushPath(), {
+    onstate: show("push"),
+    onmessage(text) {
+      if (text !== "Welcome") append(byId("push-log"), make("li", "said", make("p", "", String(text))));
+    },
+  });
+  byId("role").onchange = () => {
+    push.path = pushPath();
+    push.open();
+  };
+  byId("push-form").onsubmit = async (event) => {
+    event.preventDefault();
+    const { role, text } = event.target;
+    const url = `notify/${encodeURIComponent(role.value)}`;
+    const answer = await fetch(url, { method: "POST", body: new URLSearchParams({ text: text.value }) });
+    if (answer.ok) text.value = "";
+  };
+
+  new Live("ws/overview", {
+    onstate: show("overview"),
+    onmessage(rows) {
+      byId("overview-count").textContent = rows.length;
+      byId("overview-rows").replaceChildren(...rows.map((row) => make(
+        "tr", "",
+        make("td", "", make("code", "", row.path)),
+        make("td", "", row.user ?? "–"),
+        make("td", "", row.roles.join(", ") || "–"),
+        make("td", "", new Date(row.since * 1000).toLocaleTimeString()),
+        make("td", "", row.compressed ? "yes" : "no"),
+      )));
+    },
+  });
+}

@@ -36,7 +36,7 @@ class Chat(WebSocketListener):
     def tell_the_others(self, event, **more):
         """Broadcasts to the room; a callback that returns the message sends it to its client."""
         here = self.wsclients.group(self.room)
-        people = sorted(client.session.user_principal for client in here)
+        people = sorted({client.session.user_principal for client in here})
         message = {"event": event, "name": self.session.user_principal, "people": people, **more}
         here.broadcast(message, exclude=self.wsclient)
         return message

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from flask import session
+
 from wsmiddleware import WebSocketError, WebSocketListener
 
 
@@ -11,7 +13,12 @@ class Test(WebSocketListener):
     idle_timeout = 0  # never: it waits for a push, and pings find the dead
     roles = ()
 
+    @classmethod
+    def on_handshake(cls, request):
+        return session.get("name") or True  # everyone, with a name or without
+
     def on_open(self, wsclient):
+        # A real application asks its database which roles the user has.
         self.roles = self.session.request_parameter_map.get("role", [])
         return "Welcome"
 

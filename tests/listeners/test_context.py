@@ -19,6 +19,7 @@ from gevent.event import Event
 from support import Server, wait_until
 from support.room import MakeRoom, Room
 from wsmiddleware import WebSocketListener, WebSocketMiddleware
+from wsmiddleware.net.connection import Connection
 from wsmiddleware.net.reactor import Reactor
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
@@ -332,6 +333,10 @@ def test_request_context_that_fails_is_an_error_of_the_callback(room: MakeRoom) 
 # -- what is left afterwards ------------------------------------------------------------------
 
 
+def connections() -> list[Any]:
+    return [thing for thing in gc.get_objects() if type(thing) is Connection]
+
+
 @pytest.mark.parametrize("way", ["client", "server", "error"])
 def test_nothing_of_a_connection_is_left_when_it_has_gone(room: MakeRoom, way: str) -> None:
     """By counting references alone: nothing has to wait for the garbage collector."""
@@ -372,6 +377,7 @@ def test_nothing_of_a_connection_is_left_when_it_has_gone(room: MakeRoom, way: s
             if way == "server":
                 wait_until(lambda: all(ref() is None for ref in left))
             wait_until(lambda: [ref() for ref in left[2:]] == [None, None])
+            wait_until(lambda: len(connections()) == (way != "server"))
         finally:
             gc.enable()
 

@@ -190,7 +190,7 @@ def test_on_first_open_whose_channel_emptied_before_it_began_has_grace_period(
         def on_first_open(cls, wsclients: Any) -> None:
             log.append("begins")
             try:
-                gevent.sleep(10)
+                gevent.sleep(60)
             finally:
                 log.append("stopped")
 

@@ -384,7 +384,7 @@ def test_pings_of_a_peer_that_does_not_read_cost_one_payload(serve: Serve) -> No
         it.peer.send(*(frame(PING, f"{number}") for number in range(5000)))
         wait_until(lambda: it.connection.bytes_received > 5000 * 7)
         wait_until(lambda: it.connection._pong == b"4999")
-        assert it.outbox.size == size
+        assert it.outbox.size <= size
         it.read_queued()
         assert it.peer.read() == (PONG, b"4999")
 
@@ -429,14 +429,17 @@ def test_message_rate_goes_on_after_a_timer_that_came_early(serve: Serve) -> Non
 
 
 def test_message_rate_does_not_fill_the_inbox_past_its_limit(serve: Serve) -> None:
-    with blocked(serve, max_message_rate=400) as (peer, connection, log, release):
-        peer.send(*(frame(TEXT, "x") for _ in range(1000)))
+    with blocked(serve, max_message_rate=200) as (peer, connection, log, release):
+        peer.send(frame(TEXT, "x"))
+        wait_until(lambda: log.messages)
+        peer.send(*(frame(TEXT, "x") for _ in range(400)))
         wait_until(lambda: len(connection._inbox) >= 256)
-        gevent.sleep(0.3)  # 120 messages might come by their rate
-        assert len(connection._inbox) <= 256 + 144  # the burst came in one piece
-        before = len(connection._inbox)
-        gevent.sleep(0.1)
-        assert len(connection._inbox) == before
+        gevent.sleep(0.3)  # by their rate 60 more might come
+        assert len(connection._inbox) < 260
+        release.set()
+        peer.send(frame(TEXT, "last"))
+        assert peer.read_text() == "done"
+        assert len(log.messages) == 402
 
 
 def test_message_rate_does_not_hold_up_our_closing_handshake(serve: Serve) -> None:

@@ -118,10 +118,19 @@ def websockets_server(
     """The independent server of `websockets`, its threads being greenlets; gives the URL."""
     scheme = "wss" if "ssl" in options else "ws"
     with serve(handle, "127.0.0.1", 0, **options) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        url = f"{scheme}://127.0.0.1:{server.socket.getsockname()[1]}/"
+
+        def accept_all() -> None:
+            # Not server.serve_forever(): its selector, a patched one, is left watching a descriptor
+            # that has been closed, and libev takes that for a fault.
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=server.handler, args=server.socket.accept()).start()
+
+        thread = threading.Thread(target=accept_all)
         thread.start()
         try:
-            yield f"{scheme}://127.0.0.1:{server.socket.getsockname()[1]}/"
+            yield url
         finally:
             server.shutdown()
             thread.join(PATIENCE)

@@ -155,8 +155,7 @@ class Connection(Link):
             self._throttle.start(self._resume)
         elif self._engine.more:
             self._pause()
-            if self._worker is None:
-                self.reactor.next_turn(self._resume)
+            self.reactor.next_turn(self._resume)
         elif self._is_inbox_full():
             self._pause()
 

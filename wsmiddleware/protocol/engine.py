@@ -69,6 +69,9 @@ _SHORT_BINARY = tuple(bytes((_BINARY, size)) for size in range(126))
 # From this size on a memoryview is cheaper than a copy (measured).
 _VIEW_SIZE = 4096
 
+#: Bytes of assembled messages after which `receive` stops: a few bytes may decompress to many.
+_MAX_ASSEMBLED = 262144
+
 
 class Engine:
     """RFC 6455 for one connection, either side. Not thread-safe: one caller at a time.
@@ -78,6 +81,7 @@ class Engine:
     """
 
     __slots__ = (
+        "_assembled",
         "_fast_limit",
         "_input",
         "_key",
@@ -112,12 +116,14 @@ class Engine:
         self._left = 0
         self._key = b""
         self._fast_limit = 0
+        self._assembled = 0
         self._set_idle()
 
     def receive(self, data: bytes, max_events: int = 256) -> list[Event]:
         """Take what the peer sent; give the messages and control events that are complete.
 
-        Stops after ``max_events`` frames; `more` then tells that input is left, for which
+        Stops after ``max_events`` frames, and when messages that did not come whole, or compressed,
+        have made more than 256 KiB since it last stopped for that; `more` then tells that input is left, for which
         ``receive(b"")`` is to be called again. After `Close` or `Fail` everything is ignored.
         """
         events: list[Event] = []
@@ -158,6 +164,10 @@ class Engine:
                     break
                 pos = stop
                 limit = self._fast_limit
+                if self._assembled > _MAX_ASSEMBLED:
+                    self._assembled = 0
+                    self._keep(data, pos)
+                    break
             else:
                 self._keep(data, pos)
         except UnicodeDecodeError as exc:
@@ -268,6 +278,7 @@ class Engine:
         whole = message.feed(chunk, is_last=message.is_final and not self._left)
         if whole is not None:
             self._set_idle()
+            self._assembled += len(whole)
             events.append(whole)
         return stop
 

@@ -1,0 +1,182 @@
+"""Pings, half-open peers, idle connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+from websockets.exceptions import ConnectionClosed
+
+from support import Server, wait_until
+from support.wire import (
+    BINARY,
+    PING,
+    PONG,
+    TEXT,
+    Log,
+    close_frame,
+    connection_of,
+    frame,
+    middleware_for,
+    narrow,
+    peer_of,
+)
+from wsmiddleware.net.keepalive import Keepalive, Verdict
+
+Serve = Callable[..., Server]
+FAST = {"ping_interval": 0.1, "ping_timeout": 0.2}
+
+
+def verdicts(keepalive: Keepalive, *times: float) -> list[Verdict]:
+    return [keepalive.check(now) for now in times]
+
+
+def test_quiet_peer_is_pinged_once_then_dead() -> None:
+    keepalive = Keepalive(0.0, 0, 20, 20)
+    assert verdicts(keepalive, 19.9, 20, 39.9, 40) == [
+        Verdict.FINE,
+        Verdict.PING,
+        Verdict.FINE,
+        Verdict.DEAD,
+    ]
+
+
+def test_any_byte_answers_a_ping() -> None:
+    keepalive = Keepalive(0.0, 0, 20, 20)
+    keepalive.check(20)
+    keepalive.last_received = 25.0
+    assert verdicts(keepalive, 44, 45, 64, 65) == [
+        Verdict.FINE,
+        Verdict.PING,
+        Verdict.FINE,
+        Verdict.DEAD,
+    ]
+
+
+def test_zero_turns_pings_and_idle_off() -> None:
+    assert Keepalive(0.0, 0, 0, 20).check(1e9) is Verdict.FINE
+
+
+def test_idle_counts_messages_only() -> None:
+    keepalive = Keepalive(0.0, 30, 20, 20)
+    keepalive.last_received = 29.0
+    assert keepalive.check(29.9) is Verdict.FINE
+    assert keepalive.check(30) is Verdict.IDLE
+    keepalive.last_message = 30.0
+    assert keepalive.check(31) is Verdict.FINE
+
+
+def test_clocks_stand_still_on_hold() -> None:
+    keepalive = Keepalive(0.0, 30, 20, 20)
+    keepalive.check(20)
+    keepalive.hold(39)
+    assert verdicts(keepalive, 40, 58.9, 59) == [Verdict.FINE, Verdict.FINE, Verdict.PING]
+
+
+def test_silent_peer_is_found(serve: Serve) -> None:
+    server = serve(middleware_for((log := Log()).listener(), **FAST))
+    with peer_of(server) as peer:
+        assert peer.read() == (PING, b"")
+        assert peer.read_close() == (1011, "ping timeout")
+        peer.read_end()
+    wait_until(lambda: log.closes)
+    assert log.closes == [(1006, "")]
+
+
+def test_any_byte_of_the_peer_keeps_it_open(serve: Serve) -> None:
+    server = serve(middleware_for((log := Log()).listener(), **FAST))
+    with peer_of(server) as peer:
+        for byte in frame(TEXT, "x" * 20)[:7]:
+            assert peer.read() == (PING, b"")
+            peer.send(bytes([byte]))
+        assert log.client.is_open()
+
+
+def test_answering_peer_stays_open(serve: Serve) -> None:
+    server = serve(middleware_for((log := Log()).listener(), **FAST))
+    with peer_of(server) as peer:
+        for _ in range(6):
+            assert peer.read() == (PING, b"")
+            peer.send(frame(PONG))
+        peer.send(frame(TEXT, "still there"))
+        assert peer.read_text() == "still there"
+        assert not log.closes
+
+
+def test_clock_stands_still_while_we_do_not_read(serve: Serve) -> None:
+    release = Event()
+    listener = (log := Log()).listener(on_message=lambda *args: release.wait() and None)
+    middleware = middleware_for(listener, idle_timeout=0.4, **FAST)
+    with peer_of(serve(middleware)) as peer:
+        wait_until(lambda: log.clients)
+        peer.send_until_full(frame(BINARY, b"x" * 100_000))
+        assert connection_of(middleware)._is_paused
+        gevent.sleep(1.0)  # past every time-out
+        assert log.client.is_open()
+        release.set()
+        peer.reset()
+
+
+def test_slow_but_reading_peer_is_alive(serve: Serve) -> None:
+    listener = (log := Log()).listener(on_open=lambda self, wsclient: narrow(wsclient))
+    middleware = middleware_for(listener, idle_timeout=0, **FAST)
+    with peer_of(serve(middleware), receive_buffer=4096) as peer:
+        wait_until(lambda: log.clients)
+        for _ in range(30):
+            log.client.send(b"x" * 10_000)
+        for _ in range(30):
+            opcode, _ = peer.read()
+            assert opcode == BINARY
+            gevent.sleep(0.05)
+        assert log.client.is_open()
+
+
+def test_peer_that_takes_nothing_is_found(serve: Serve) -> None:
+    listener = (log := Log()).listener(on_open=lambda self, wsclient: narrow(wsclient))
+    with peer_of(serve(middleware_for(listener, **FAST)), receive_buffer=4096) as peer:
+        wait_until(lambda: log.clients)
+        log.client.send(b"x" * 500_000)
+        wait_until(lambda: log.closes, timeout=3)
+        peer.reset()
+    assert log.closes == [(1006, "")]
+
+
+def test_idle_connection_is_closed_although_pings_go_on(serve: Serve) -> None:
+    middleware = middleware_for((log := Log()).listener(), idle_timeout=0.4, **FAST)
+    with serve(middleware).connect("/ws/test") as ws:
+        with pytest.raises(ConnectionClosed) as info:
+            ws.recv(timeout=5)
+        assert info.value.rcvd is not None
+        assert (info.value.rcvd.code, info.value.rcvd.reason) == (1001, "idle")
+    wait_until(lambda: log.closes)
+    assert log.closes[0][0] == 1001
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_message_either_way_is_not_idle(serve: Serve, is_ours: bool) -> None:
+    listener = (log := Log()).listener(on_message=lambda *args: None)
+    with peer_of(serve(middleware_for(listener, idle_timeout=0.3))) as peer:
+        wait_until(lambda: log.clients)
+        for _ in range(6):
+            if is_ours:
+                log.client.send("hi")
+                assert peer.read_text() == "hi"
+            else:
+                peer.send(frame(TEXT, "hi"))
+            gevent.sleep(0.1)
+        assert log.client.is_open()
+        assert peer.read_close() == (1001, "idle")
+        peer.send(close_frame(1001))
+
+
+def test_session_may_change_its_idle_timeout(serve: Serve) -> None:
+    def on_open(self: Any, wsclient: Any) -> None:
+        assert wsclient.session.max_idle_timeout == 300_000
+        wsclient.session.max_idle_timeout = 100
+
+    with peer_of(serve(middleware_for(Log().listener(on_open=on_open)))) as peer:
+        assert peer.read_close() == (1001, "idle")
+        peer.send(close_frame(1001))
