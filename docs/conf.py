@@ -13,6 +13,8 @@ copyright = f"the {author}"
 extensions = ["myst_parser"]
 html_theme = "furo"
 html_title = "wsmiddleware"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 

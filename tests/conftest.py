@@ -21,10 +21,15 @@ from typing import Any
 import pytest
 
 from support import Server, serving, wait_until
+from support.figures import pytest_terminal_summary
 from support.strict import pytest_make_collect_report, pytest_runtest_makereport
 
 # pytest finds hooks by the names in this module.
-__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
+__all__ = [
+    "pytest_make_collect_report",
+    "pytest_runtest_makereport",
+    "pytest_terminal_summary",
+]
 
 
 # No test sees the user's settings; nor its servers WSMIDDLEWARE_TEST_STRICT, which is none.

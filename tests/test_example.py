@@ -168,7 +168,6 @@ def test_feed_starts_anew_once_nobody_looks(server: Server) -> None:
     for _ in range(2):
         with server.connect("/ws/feed") as ann, server.connect("/ws/feed") as bob:
             assert next_number(ann) == 1
-            assert next_number(ann) == 2
             assert next_number(bob) in (1, 2)  # it may have come a moment later
         wait_until(lambda: json.loads(server.get("/health").text)["connections"] == 0)
 

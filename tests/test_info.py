@@ -226,7 +226,7 @@ def test_json_holds_no_secret(serve: Serve) -> None:
         "Referer": "https://user:s3cr3t@example.com/",
         "User-Agent": "s3cr3t",
     }
-    path = "/ws/echo/blue?token=s3cr3t&a=s3cr3t&a=2"
+    path = "/ws/echo/blue?s3cr3t&token=s3cr3t&a=s3cr3t&a=2"
     options = {"additional_headers": headers, "user_agent_header": None}
     offer = ["s3cr3t"]  # where browsers put what they cannot put into a header
     with server.connect(path, subprotocols=offer, **options) as ws:

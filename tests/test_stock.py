@@ -182,3 +182,22 @@ def test_stock_gunicorn_worker_is_warned_of(
     wrap()
     assert "cannot drain" in caplog.text
     assert "-k wsmiddleware.gunicorn.GeventWebSocketWorker" in caplog.text
+
+
+def test_several_workers_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    app = wrap(listener=asking(True))
+    server = pywsgi.WSGIServer(
+        ("127.0.0.1", 0),
+        app,
+        handler_class=StockWebSocketHandler,
+        log=None,
+        environ={"wsgi.multiprocess": True},
+    )
+    server.start()
+    try:
+        for _ in range(2):
+            with Server(server.server_port).connect("/ws/echo"):
+                pass
+    finally:
+        server.stop(timeout=1)
+    assert caplog.text.count("several workers") == 1

@@ -23,7 +23,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 
 from wsmiddleware.client import WebSocketClient, create_websocket_client
-from wsmiddleware.exceptions import ConnectionClosed, WebSocketError
+from wsmiddleware.exceptions import ConfigError, ConnectionClosed, WebSocketError
 from wsmiddleware.protocol.frames import CloseCode
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def connect(
             connect_timeout=timeout,
             max_message_size=_MAX_MESSAGE_SIZE,
         )
-    except ValueError as exc:
+    except (ValueError, ConfigError) as exc:
         raise click.UsageError(str(exc)) from exc
     except WebSocketError as exc:
         click.echo(f"wsmiddleware: {exc}", err=True)

@@ -161,6 +161,9 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
         on_request = getattr(self.server, "on_request", None)
         if on_request is not None:
             on_request()
+        turnstile = getattr(self.server, "turnstile", None)
+        if turnstile is not None:
+            turnstile.go_through()
         environ = self.environ
         self.has_switched = False
         upgrade = environ[ENVIRON_KEY] = HandlerUpgrade(self)

@@ -86,6 +86,7 @@ class WebSocketMiddleware:
         self.metrics = Metrics()
         self.registry = Registry(self.settings, self.metrics, self.prefix)
         self._admission = Admission(self.registry, self.settings, request_context)
+        self._has_warned = False
         # As PATH_INFO has it: UTF-8 read as latin-1.
         self._mount = f"{self.prefix}/".encode().decode("latin-1")
         directory = self.settings.directory
@@ -121,6 +122,8 @@ class WebSocketMiddleware:
         if not environ.get("PATH_INFO", "").startswith(self._mount):
             return self.app(environ, start_response)
         capability = find_upgrade(environ)
+        if capability is not None and not capability.speaks_first:
+            self._warn_of_workers(environ)
         decision = self._admission.decide(environ, capability)
         if isinstance(decision, Admitted):
             assert capability is not None
@@ -192,6 +195,15 @@ class WebSocketMiddleware:
             connection.close(4000 + refusal.response.status_code, refusal.text[:100])
         if connection.closed is not None:
             capability.park(connection.closed)
+
+    def _warn_of_workers(self, environ: WSGIEnvironment) -> None:
+        """Our own worker says it at start; here it is the first request that tells."""
+        if environ.get("wsgi.multiprocess") and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "several workers: broadcasts and websocket_info() reach the clients of one worker "
+                "only; run one worker (--workers 1)"
+            )
 
     # -- going down, and telling --------------------------------------------------------------
 

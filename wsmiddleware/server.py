@@ -10,6 +10,7 @@ with our handler.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -25,6 +26,7 @@ from gevent.pool import Pool
 
 from wsmiddleware import info
 from wsmiddleware.handler import WebSocketHandler, stop_reading
+from wsmiddleware.net.turnstile import Turnstile
 from wsmiddleware.protocol.frames import CloseCode
 
 __all__ = ["WSGIServer", "drain", "grace_period", "handshake_timeout", "serve"]
@@ -34,6 +36,15 @@ _logger = logging.getLogger("websocket")
 # What holds without a middleware in the process.
 _GRACE_PERIOD = 5.0
 
+# Requests that begin at one turn of the loop; one is about a millisecond.
+_REQUESTS_PER_TURN = 8
+
+# What accept() says when there is no room for another connection.
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Seconds until it is tried again, and those without it after which it is news once more.
+_ACCEPT_PAUSE = 0.1
+_ACCEPT_NEWS = 60.0
+
 # Exit status after a second Ctrl-C, as a shell gives it to what SIGINT has killed.
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -42,6 +53,9 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
     """gevent's server with our handler: connections outlive their handler, under TLS as well."""
 
     handler_class = WebSocketHandler
+
+    #: Connections accepted at one turn of the loop; gevent's hundred would hold everybody else up.
+    max_accept = 16
 
     #: Tells the handler that a TLS socket it has detached is not closed behind it.
     keeps_detached_tls = True
@@ -58,7 +72,33 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         self.clients: dict[Any, Any] = {}
         self.idle_handlers: set[WebSocketHandler] = set()
+        self.turnstile = Turnstile(_REQUESTS_PER_TURN)
+        self._last_without_room = -_ACCEPT_NEWS
         super().__init__(*args, **options)
+
+    def do_read(self) -> Any:
+        """Accept one connection; None when there is none, or no room for it. Hub only."""
+        try:
+            return super().do_read()
+        except OSError as exc:
+            if exc.errno not in _NO_ROOM:
+                raise
+            self._wait_for_room(exc)
+            return None
+
+    def _wait_for_room(self, exc: OSError) -> None:
+        """Leave who comes in the backlog for a moment: the socket stays readable, the loop spun."""
+        now = time.monotonic()
+        if now - self._last_without_room >= _ACCEPT_NEWS:
+            _logger.error(
+                "cannot accept connections: %s. Those that are open are served on; raise "
+                "`ulimit -n`, or lower max_connections so that clients get 503 before",
+                exc.strerror,
+            )
+        self._last_without_room = now
+        self.stop_accepting()
+        self._timer = self.loop.timer(_ACCEPT_PAUSE)
+        self._timer.start(self._start_accepting_if_started)
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve one plain connection; blocks until it is closed or detached."""

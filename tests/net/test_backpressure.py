@@ -31,6 +31,7 @@ from support.wire import (
 from wsmiddleware import ConnectionClosed, SlowConsumerError, WebSocketMiddleware
 from wsmiddleware.net.connection import Connection
 from wsmiddleware.net.transport import TcpTransport
+from wsmiddleware.protocol.deflate import compress
 
 Serve = Callable[..., Server]
 
@@ -104,9 +105,7 @@ def test_send_past_the_mark_waits_for_the_low_mark(serve: Serve) -> None:
         sender.get()
 
 
-def test_send_gives_up_after_send_timeout(
-    serve: Serve, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_send_gives_up_after_send_timeout(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     with stalled(serve, send_timeout=0.2) as it:
         caplog.clear()
         started = time.monotonic()
@@ -126,7 +125,7 @@ def test_send_gives_up_after_send_timeout(
 
 
 def test_close_wakes_whoever_waits_for_room(serve: Serve) -> None:
-    with stalled(serve, send_timeout=60, close_timeout=0.2) as it:
+    with stalled(serve, send_timeout=60) as it:
         senders = [gevent.spawn(it.client.send, "x") for _ in range(3)]
         gevent.sleep(0.01)
         assert not any(sender.dead for sender in senders)
@@ -315,6 +314,13 @@ def test_replies_of_a_batch_share_a_write(serve: Serve, writes: list[int]) -> No
     assert writes[0] == 8 * 6
 
 
+def test_answers_to_pings_of_a_batch_share_a_write(serve: Serve, writes: list[int]) -> None:
+    with peer_of(serve(middleware_for(Log().listener()))) as peer:
+        peer.send(frame(PING, "x") * 100)
+        assert [peer.read() for _ in range(100)] == [(PONG, b"x")] * 100
+    assert writes[0] == 100 * 3
+
+
 def test_sends_and_reply_of_a_callback_keep_their_order_in_one_write(
     serve: Serve, writes: list[int]
 ) -> None:
@@ -346,7 +352,9 @@ def test_replies_do_not_wait_for_a_batch_that_computes(serve: Serve, writes: lis
 
 
 @contextmanager
-def blocked(serve: Serve, **settings: Any) -> Iterator[tuple[Peer, Connection, Log, Event]]:
+def blocked(
+    serve: Serve, extensions: str | None = None, **settings: Any
+) -> Iterator[tuple[Peer, Connection, Log, Event]]:
     """A connection whose first message blocks until the event is set."""
     release, log = Event(), Log()
 
@@ -355,7 +363,7 @@ def blocked(serve: Serve, **settings: Any) -> Iterator[tuple[Peer, Connection, L
         return "done" if message == "last" else None
 
     middleware = middleware_for(log.listener(on_message=on_message), **settings)
-    with peer_of(serve(middleware)) as peer:
+    with peer_of(serve(middleware), extensions=extensions) as peer:
         wait_until(lambda: log.clients)
         yield peer, connection_of(middleware), log, release
         release.set()
@@ -376,6 +384,22 @@ def test_full_inbox_stops_reading_and_nothing_is_lost(serve: Serve, size: int) -
         assert peer.read_text() == "done"
         assert len(log.messages) == (count + 1) * (1 + 100_000 // size) + 1
         assert all(message == b"x" * size for message in log.messages[:-1])
+
+
+def test_messages_that_grow_do_not_pile_up(serve: Serve) -> None:
+    bomb = frame(BINARY, compress(b"x" * 2**20, 15) or b"")
+    compressed = bytes([bomb[0] | 0x40]) + bomb[1:]
+    with blocked(serve, extensions="permessage-deflate") as (peer, connection, log, release):
+        peer.send(frame(TEXT, "block"))
+        wait_until(lambda: log.messages)
+        peer.send(compressed * 40)  # in all fewer bytes than one read takes
+        wait_until(lambda: connection._inbox)
+        gevent.sleep(0.1)
+        assert len(connection._inbox) == 1
+        release.set()
+        peer.send(frame(TEXT, "last"))
+        assert peer.read_text() == "done"
+        assert [len(message) for message in log.messages] == [5, *[2**20] * 40, 4]
 
 
 def test_pings_of_a_peer_that_does_not_read_cost_one_payload(serve: Serve) -> None:

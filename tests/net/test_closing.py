@@ -197,7 +197,9 @@ def test_what_is_queued_goes_before_our_close_frame(serve: Serve) -> None:
         for number in range(50):
             log.client.send(bytes([number]) * 10_000)
         log.client.close(4000)
-        assert [peer.read() for _ in range(50)] == [(BINARY, bytes([n]) * 10_000) for n in range(50)]
+        assert [peer.read() for _ in range(50)] == [
+            (BINARY, bytes([n]) * 10_000) for n in range(50)
+        ]
         assert peer.read_close() == (4000, "")
         peer.send(close_frame(4000))
         peer.read_end()
@@ -294,7 +296,20 @@ def test_unread_input_does_not_destroy_our_close_frame(serve: Serve) -> None:
         assert peer.read_close()[0] == 1002
         sender.get(timeout=10)
         peer.read_end()
+        assert not log.closes, "closed before all was read"
     closed(log, 1006)
+
+
+def test_violation_in_answer_to_our_close_is_read_to_its_end(serve: Serve) -> None:
+    with peer_of(serve(middleware_for((log := Log()).listener()))) as peer:
+        wait_until(lambda: log.clients)
+        log.client.close(4000)
+        sender = gevent.spawn(peer.send, b"\x81\x02hi", b"x" * 4_000_000)
+        gevent.sleep(0.1)
+        assert peer.read_close() == (4000, "")
+        sender.get(timeout=10)
+        peer.read_end()
+        assert not log.closes, "closed before all was read"
 
 
 def test_violation_in_answer_to_our_close_leaves_it_intact(serve: Serve) -> None:
@@ -325,9 +340,7 @@ STAGES = {
 
 @pytest.mark.parametrize("is_reset", [False, True], ids=["EOF", "RST"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_end_of_stream_at_any_stage_is_1006_once(
-    serve: Serve, stage: str, is_reset: bool
-) -> None:
+def test_end_of_stream_at_any_stage_is_1006_once(serve: Serve, stage: str, is_reset: bool) -> None:
     with peer_of(start(serve, log := Log())) as peer:
         wait_until(lambda: log.clients)
         peer.send(STAGES[stage])

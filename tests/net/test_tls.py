@@ -89,6 +89,7 @@ def test_unread_input_does_not_destroy_our_close_frame(serve_tls: Serve) -> None
         assert peer.read_close()[0] == 1002
         sender.get(timeout=10)
         peer.read_end()
+        assert not log.closes, "closed before all was read"
     wait_until(lambda: log.closes)
 
 

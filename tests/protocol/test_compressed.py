@@ -85,3 +85,12 @@ def test_server_fails_on_broken_compressed_data() -> None:
 def test_server_fails_on_wrong_byte_in_compressed_text_before_its_end() -> None:
     wire = compressed_frame(b"\xff" * 300)
     assert code_of(wire[:-1]) == 1007
+
+
+def test_server_stops_when_few_bytes_have_become_many() -> None:
+    engine, size = Engine(deflate=Deflate()), 200_000
+    events = engine.receive(compressed_frame("x" * size) * 5 + HELLO)
+    assert ([*map(len, events)], engine.more) == ([size, size], True)
+    events = engine.receive(b"")
+    assert ([*map(len, events)], engine.more) == ([size, size], True)
+    assert (engine.receive(b""), engine.more) == (["x" * size, "Hello"], False)

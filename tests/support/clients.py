@@ -9,21 +9,45 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from gevent.server import StreamServer
 from websockets.sync.server import ServerConnection, serve
 
-from support import PATIENCE, Process, running, wait_until
+from support import PATIENCE, Process, Server, running, wait_until
+from wsmiddleware import WebSocketListener, WebSocketMiddleware
 from wsmiddleware.protocol.handshake import accept_key
 
 __all__ = [
     "Recorder",
     "accept",
     "aiohttp_server",
+    "echo",
     "raw_server",
     "read_request",
+    "serve_echo",
     "websockets_server",
 ]
+
+
+class Echo(WebSocketListener):
+    def on_message(self, wsclient: Any, message: str | bytes) -> str | bytes:
+        return message
+
+
+def serve_echo(serve: Callable[..., Server]) -> str:
+    """Our own echo, for messages of up to 16 MiB; gives the URL."""
+    middleware = WebSocketMiddleware(
+        lambda environ, start: [], config=False, max_message_size=2**24, send_queue_size=2**25
+    )
+    middleware.register("echo", Echo)
+    return serve(middleware).ws_url("/ws/echo")
+
+
+def echo(ws: ServerConnection) -> None:
+    """An echo for `websockets_server`."""
+    for message in ws:
+        ws.send(message)
 
 
 class Recorder:
@@ -117,23 +141,32 @@ def websockets_server(
 ) -> Iterator[str]:
     """The independent server of `websockets`, its threads being greenlets; gives the URL."""
     scheme = "wss" if "ssl" in options else "ws"
-    with serve(handle, "127.0.0.1", 0, **options) as server:
-        url = f"{scheme}://127.0.0.1:{server.socket.getsockname()[1]}/"
-
-        def accept_all() -> None:
-            # Not server.serve_forever(): its selector, a patched one, is left watching a descriptor
-            # that has been closed, and libev takes that for a fault.
-            with contextlib.suppress(OSError):
-                while True:
-                    threading.Thread(target=server.handler, args=server.socket.accept()).start()
-
-        thread = threading.Thread(target=accept_all)
+    patch = mock.patch("websockets.sync.server.selectors", _NoSelector)
+    with patch, serve(handle, "127.0.0.1", 0, **options) as server:
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield url
+            yield f"{scheme}://127.0.0.1:{server.socket.getsockname()[1]}/"
         finally:
             server.shutdown()
             thread.join(PATIENCE)
+
+
+class _NoSelector:
+    """Lets the server wait in accept(), which a greenlet may.
+
+    It leaves a patched selector watching a descriptor that it has closed, and libev takes that for
+    a fault.
+    """
+
+    EVENT_READ = 1
+
+    @classmethod
+    def DefaultSelector(cls) -> _NoSelector:
+        return cls()
+
+    def register(self, *args: object) -> None: ...
+    def select(self) -> None: ...
 
 
 _AIOHTTP = """

@@ -137,7 +137,12 @@ class Peer:
 
 @contextlib.contextmanager
 def peer_of(
-    server: Server, path: str = "/ws/test", *, behind: bytes = b"", receive_buffer: int = 0
+    server: Server,
+    path: str = "/ws/test",
+    *,
+    behind: bytes = b"",
+    receive_buffer: int = 0,
+    extensions: str | None = None,
 ) -> Iterator[Peer]:
     """A bare connection whose handshake is done; `behind` goes out in one piece with it."""
     with contextlib.ExitStack() as stack:
@@ -148,7 +153,8 @@ def peer_of(
         sock.connect((server.host, server.port))
         if server.ssl:
             sock = stack.enter_context(server.ssl.wrap_socket(sock, server_hostname=server.host))
-        sock.sendall(websocket_request(path) + behind)
+        request = websocket_request(path, sec_websocket_extensions=extensions)
+        sock.sendall(request + behind)
         answer = b""
         while b"\r\n\r\n" not in answer:
             data = sock.recv(65536)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
 
 from werkzeug.wrappers import Request
 
@@ -128,7 +129,9 @@ class Session:
     @property
     def request_uri(self) -> str:
         """The path, without the query."""
-        return self.request.root_path + self.request.path
+        record = self._record
+        path = f"{record.get('SCRIPT_NAME') or ''}{record.get('PATH_INFO') or ''}"
+        return path.encode("latin-1").decode("utf-8", "replace")  # as WSGI has it
 
     @property
     def query_string(self) -> str:
@@ -194,7 +197,7 @@ class Session:
         return {
             "id": self.id,
             "request_uri": self.request_uri,
-            "query_parameters": sorted(self.request_parameter_map),
+            "query_parameters": self._parameter_names(),
             "negotiated_subprotocol": self.negotiated_subprotocol,
             "protocol_version": self.protocol_version,
             "extensions": self.extensions,
@@ -205,6 +208,11 @@ class Session:
             "opened_at": self.opened_at,
             "is_open": self.is_open(),
         }
+
+    def _parameter_names(self) -> list[str]:
+        """The names in the query; a part without ``=`` may be a token itself, and is left out."""
+        parts = self.query_string.split("&")
+        return sorted({unquote_plus(part.partition("=")[0]) for part in parts if "=" in part})
 
     def __getitem__(self, name: str) -> Any:
         if name == "is_open":

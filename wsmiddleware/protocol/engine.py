@@ -122,9 +122,9 @@ class Engine:
     def receive(self, data: bytes, max_events: int = 256) -> list[Event]:
         """Take what the peer sent; give the messages and control events that are complete.
 
-        Stops after ``max_events`` frames, and when messages that did not come whole, or compressed,
-        have made more than 256 KiB since it last stopped for that; `more` then tells that input is left, for which
-        ``receive(b"")`` is to be called again. After `Close` or `Fail` everything is ignored.
+        Stops after ``max_events`` frames, or once messages that came compressed or in pieces add up
+        to more than 256 KiB; `more` then tells that input is left, for which ``receive(b"")`` is to
+        be called again. After `Close` or `Fail` everything is ignored.
         """
         events: list[Event] = []
         if self.is_done:

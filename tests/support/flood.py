@@ -1,0 +1,96 @@
+"""One hostile client in a process of its own: ``python flood.py PORT KIND``, until it is killed.
+
+Not patched by gevent and nothing of the package in it: it makes what it sends as fast as it can.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+
+__all__ = ["FLOODS"]
+
+
+def masked(first: int, payload: bytes = b"") -> bytes:
+    """A small client frame, its key zero."""
+    return bytes((first, 0x80 | len(payload))) + bytes(4) + payload
+
+
+def upgrade(port: int) -> socket.socket:
+    """A connection after its opening handshake."""
+    sock = socket.create_connection(("127.0.0.1", port))
+    sock.sendall(REQUEST)
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += sock.recv(4096)
+    assert head.startswith(b"HTTP/1.1 101"), head
+    return sock
+
+
+def send_without_end(port: int, piece: bytes) -> None:
+    """The same bytes over and over; what is answered is read and thrown away."""
+    sock = upgrade(port)
+
+    def read() -> None:
+        while sock.recv(2**20):
+            pass
+
+    threading.Thread(target=read, daemon=True).start()
+    wire = piece * (1 + 65536 // len(piece))
+    while True:
+        sock.sendall(wire)
+
+
+def come_and_go(port: int, request: bytes) -> None:
+    """Connection after connection, each broken off with a reset once it was answered."""
+    while True:
+        sock = socket.create_connection(("127.0.0.1", port))
+        if request:
+            sock.sendall(request)
+            sock.recv(4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+
+
+def come_in_swarms(port: int, request: bytes) -> None:
+    """Sixty-four connections at a time, all of them asking before one is answered."""
+    while True:
+        socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(64)]
+        for sock in socks:
+            sock.sendall(request)
+        for sock in socks:
+            sock.recv(4096)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+
+REQUEST = (
+    b"GET /ws/test HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+FLOODS: dict[str, tuple[Callable[[int, bytes], None], bytes]] = {
+    "empty messages": (send_without_end, masked(0x81)),
+    "tiny messages": (send_without_end, masked(0x81, b"x" * 8)),
+    "empty fragments": (
+        send_without_end,
+        masked(0x01) + masked(0x00) * 900 + masked(0x80),
+    ),
+    "pings": (send_without_end, masked(0x89, b"x")),
+    "pongs": (send_without_end, masked(0x8A)),
+    "connects": (come_and_go, b""),
+    "handshakes": (come_and_go, REQUEST),
+    "swarms of handshakes": (come_in_swarms, REQUEST),
+    "foreign origins": (
+        come_in_swarms,
+        REQUEST.removesuffix(b"\r\n") + b"Origin: https://evil.example\r\n\r\n",
+    ),
+}
+
+
+if __name__ == "__main__":
+    flood, data = FLOODS[sys.argv[2]]
+    flood(int(sys.argv[1]), data)
