@@ -1,5 +1,5 @@
 /* The way of a message that has nothing special about it, in C: from the socket to `str` or
- * `bytes`, and from there to the socket. Imported by speedups.py only.
+ * `bytes`, and from there to the bytes of a frame. Imported by speedups.py only.
  *
  * The law of WebSocket frames stays in protocol/engine.py. What is read here are whole text and
  * binary messages, masked, uncompressed, in one frame, no larger than allowed, valid UTF-8. At the
@@ -15,11 +15,10 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 
 enum {
     BUFFER_SIZE = 1 << 18, /* a 64 KiB message is mostly there at once: one call of recv, not two */
-    LARGE = 1 << 14,       /* from here on an incomplete frame is unmasked as it comes */
+    LARGE = 1 << 14,       /* from here on a frame is not copied where that can be avoided */
     MAX_FRAMES = 256,      /* of one read: then others get their turn */
     MAX_HEADER = 14,
     TEXT = 0x81, /* FIN and the opcode, RFC 6455 section 5.2 */
@@ -32,7 +31,7 @@ typedef struct {
     PyObject_HEAD
     int fd;
     Py_ssize_t max_size;
-    unsigned long long bytes_received, bytes_sent;
+    unsigned long long bytes_received;
     /* A small frame that is not complete: its bytes as they came. */
     unsigned char *kept;
     size_t kept_size;
@@ -311,34 +310,57 @@ static size_t make_header(unsigned char *header, int first, size_t size)
     return 2 + bytes;
 }
 
-/* The payload of exactly a `str` or `bytes`, borrowed from it; -1 with an exception. */
-static int borrow(PyObject *data, const char **payload, Py_ssize_t *size)
+/* The UTF-8 of a `str` as a buffer: of ASCII the string's own bytes, no copy. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *text;
+    const char *data;
+    Py_ssize_t size;
+} Utf8;
+
+static int Utf8_getbuffer(Utf8 *self, Py_buffer *view, int flags)
 {
-    if (PyUnicode_CheckExact(data)) {
-        *payload = PyUnicode_AsUTF8AndSize(data, size); /* of ASCII no copy is made */
-        return *payload ? TEXT : -1;
-    }
-    if (PyBytes_CheckExact(data)) {
-        *payload = PyBytes_AS_STRING(data);
-        *size = PyBytes_GET_SIZE(data);
-        return BINARY;
-    }
-    PyErr_Format(PyExc_TypeError, "a message is str or bytes here, not %s", Py_TYPE(data)->tp_name);
-    return -1;
+    return PyBuffer_FillInfo(view, (PyObject *)self, (void *)self->data, self->size, 1, flags);
 }
 
-PyDoc_STRVAR(pack_doc, "The wire form of a `str` or `bytes`: one frame, unmasked, uncompressed.");
-
-static PyObject *pack(PyObject *module, PyObject *data)
+static void Utf8_dealloc(Utf8 *self)
 {
-    (void)module;
-    unsigned char header[MAX_HEADER];
-    const char *payload;
-    Py_ssize_t size;
-    int first = borrow(data, &payload, &size);
-    if (first < 0)
+    Py_XDECREF(self->text);
+    PyObject_Free(self);
+}
+
+static PyBufferProcs utf8_buffer = {.bf_getbuffer = (getbufferproc)Utf8_getbuffer};
+
+static PyTypeObject utf8_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Utf8",
+    .tp_basicsize = sizeof(Utf8),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_dealloc = (destructor)Utf8_dealloc,
+    .tp_as_buffer = &utf8_buffer,
+};
+
+static PyObject *view_text(PyObject *text, const char *data, Py_ssize_t size)
+{
+    Utf8 *utf8 = PyObject_New(Utf8, &utf8_type);
+    if (!utf8)
         return NULL;
+    Py_INCREF(text);
+    utf8->text = text, utf8->data = data, utf8->size = size;
+    PyObject *view = PyMemoryView_FromObject((PyObject *)utf8);
+    Py_DECREF(utf8);
+    return view;
+}
+
+static PyObject *pack_payload(int first, const char *payload, Py_ssize_t size, PyObject *owner)
+{
+    unsigned char header[MAX_HEADER];
     size_t header_size = make_header(header, first, size);
+    if (size >= LARGE) {
+        PyObject *body = first == TEXT             ? view_text(owner, payload, size)
+                         : PyBytes_CheckExact(owner) ? (Py_INCREF(owner), owner)
+                                                     : PyBytes_FromStringAndSize(payload, size);
+        return body ? Py_BuildValue("(y#N)", header, (Py_ssize_t)header_size, body) : NULL;
+    }
     PyObject *wire = PyBytes_FromStringAndSize(NULL, header_size + size);
     if (wire) {
         memcpy(PyBytes_AS_STRING(wire), header, header_size);
@@ -347,36 +369,36 @@ static PyObject *pack(PyObject *module, PyObject *data)
     return wire;
 }
 
-PyDoc_STRVAR(write_doc,
-             "Send a `str` or `bytes` as one frame, without waiting and without a copy. `None` when\n"
-             "all of it went out, else the bytes of its wire form that did not. Raises `OSError`.");
+PyDoc_STRVAR(pack_doc,
+             "pack(data, compress=None): the wire form of a `str` or of bytes, one frame, unmasked\n"
+             "and never compressed; from 16 KiB on its header and its payload, which is not copied.\n"
+             "Raises `UnicodeEncodeError`, and `TypeError` for what is no message.");
 
-static PyObject *Stream_write(Stream *self, PyObject *data)
+static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    unsigned char header[MAX_HEADER];
-    const char *payload;
+    (void)module;
     Py_ssize_t size;
-    int first = borrow(data, &payload, &size);
-    if (first < 0)
+    if (count < 1 || count > 2) {
+        PyErr_SetString(PyExc_TypeError, "pack() takes one message, and a word on compression");
         return NULL;
-    Py_ssize_t header_size = make_header(header, first, size);
-    struct iovec parts[2] = {{header, header_size}, {(void *)payload, size}};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
-    Py_ssize_t sent = sendmsg(self->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent < 0) {
-        if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
-            return PyErr_SetFromErrno(PyExc_OSError);
-        sent = 0;
     }
-    self->bytes_sent += sent;
-    if (sent == header_size + size)
-        Py_RETURN_NONE;
-    Py_ssize_t cut = sent < header_size ? sent : header_size, rest = header_size - cut;
-    PyObject *wire = PyBytes_FromStringAndSize(NULL, header_size + size - sent);
-    if (wire) {
-        memcpy(PyBytes_AS_STRING(wire), header + cut, rest);
-        memcpy(PyBytes_AS_STRING(wire) + rest, payload + (sent - cut), size - (sent - cut));
+    PyObject *data = args[0];
+    if (PyUnicode_Check(data)) {
+        const char *utf8 = PyUnicode_AsUTF8AndSize(data, &size);
+        return utf8 ? pack_payload(TEXT, utf8, size, data) : NULL;
     }
+    if (PyBytes_CheckExact(data))
+        return pack_payload(BINARY, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data);
+    if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
+        PyErr_Format(PyExc_TypeError, "a message is str or bytes-like, not %s",
+                     Py_TYPE(data)->tp_name);
+        return NULL;
+    }
+    PyObject *copy = PyBytes_FromObject(data); /* it may change before it has gone */
+    if (!copy)
+        return NULL;
+    PyObject *wire = pack_payload(BINARY, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), copy);
+    Py_DECREF(copy);
     return wire;
 }
 
@@ -404,13 +426,11 @@ static PyObject *Stream_is_idle(Stream *self, void *ignored)
 
 static PyMethodDef stream_methods[] = {
     {"read", (PyCFunction)Stream_read, METH_NOARGS, read_doc},
-    {"write", (PyCFunction)Stream_write, METH_O, write_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef stream_members[] = {
     {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), READONLY, "Bytes read."},
-    {"bytes_sent", T_ULONGLONG, offsetof(Stream, bytes_sent), READONLY, "Bytes written."},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -434,7 +454,7 @@ static PyTypeObject stream_type = {
 };
 
 static PyMethodDef functions[] = {
-    {"pack", pack, METH_O, pack_doc},
+    {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, pack_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -449,7 +469,7 @@ static PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__speedups(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (!module || PyType_Ready(&stream_type) < 0)
+    if (!module || PyType_Ready(&utf8_type) < 0 || PyType_Ready(&stream_type) < 0)
         return NULL;
     Py_INCREF(&stream_type);
     if (PyModule_AddObject(module, "Stream", (PyObject *)&stream_type) < 0) {

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from gevent.event import Event
-
 from wsmiddleware import info
 from wsmiddleware.admission import Admission, Admitted, RequestContext
 from wsmiddleware.config import load_settings
@@ -31,7 +29,7 @@ from wsmiddleware.listeners.invoke import Member
 from wsmiddleware.listeners.session import Session
 from wsmiddleware.log import set_up_logging
 from wsmiddleware.metrics import Metrics
-from wsmiddleware.net.connection import NOBODY, Connection, Receiver
+from wsmiddleware.net.connection import NOBODY, Connection
 from wsmiddleware.net.transport import Transport
 from wsmiddleware.policy import Acceptance, Refusal, decode_path
 from wsmiddleware.protocol.engine import Engine
@@ -156,14 +154,18 @@ class WebSocketMiddleware:
             idle_timeout = admitted.channel.idle_timeout
             connection = self._make_connection(transport, session.id, accepted, idle_timeout)
             member = _make_member(admitted, connection, session)
+            # In this order: nothing runs before we block, which the log line of `list` may do.
+            connection.start(member, leftover)
             member.list()
-        self._start(capability, connection, member, leftover)
+        _park(capability, connection)
 
     def _close_refused(self, capability: Upgrade, refusal: Refusal) -> None:
         """Refuse where the 101 has gone out already: the close code is 4000 + the HTTP status."""
         transport, leftover = capability.accept([])
         connection = self._make_connection(transport, "refused", Acceptance([]), 0.0)
-        self._start(capability, connection, NOBODY, leftover, refusal)
+        connection.start(NOBODY, leftover)
+        connection.close(4000 + refusal.response.status_code, refusal.text[:100])
+        _park(capability, connection)
 
     def _make_connection(
         self, transport: Transport, name: str, accepted: Acceptance, idle_timeout: float
@@ -179,22 +181,6 @@ class WebSocketMiddleware:
             idle_timeout=idle_timeout,
             window_bits=agreed.window_bits if agreed else 0,
         )
-
-    def _start(
-        self,
-        capability: Upgrade,
-        connection: Connection,
-        receiver: Receiver,
-        leftover: bytes,
-        refusal: Refusal | None = None,
-    ) -> None:
-        if capability.parks:
-            connection.closed = Event()
-        connection.start(receiver, leftover)
-        if refusal is not None:
-            connection.close(4000 + refusal.response.status_code, refusal.text[:100])
-        if connection.closed is not None:
-            capability.park(connection.closed)
 
     def _warn_of_workers(self, environ: WSGIEnvironment) -> None:
         """Our own worker says it at start; here it is the first request that tells."""
@@ -235,6 +221,12 @@ class WebSocketMiddleware:
 
     def __repr__(self) -> str:
         return f"<WebSocketMiddleware {self.prefix} {sorted(self.registry.channels)}>"
+
+
+def _park(capability: Upgrade, connection: Connection) -> None:
+    """Stay while the connection lives, where the server would close its socket behind us."""
+    if capability.parks:
+        capability.park(connection.closed())
 
 
 def _make_member(admitted: Admitted, connection: Connection, session: Session) -> Member:

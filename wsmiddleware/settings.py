@@ -229,8 +229,11 @@ def markdown_table() -> str:
         "|---|---|---|---|---|",
     ]
     for row in SETTINGS:
-        cells = [f"`{row.name}`", f"`{row.key}`", row.shown, row.valid, row.meaning]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        # Its signs as they are: a "*" would begin something slanted, a "|" the next cell.
+        words = [
+            re.sub(r"[*_`|~<]", r"\\\g<0>", text) for text in (row.shown, row.valid, row.meaning)
+        ]
+        lines.append("| " + " | ".join([f"`{row.name}`", f"`{row.key}`", *words]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from wsmiddleware._speedups import Stream as _Stream
 
+    Pack = Callable[
+        [str | bytes | bytearray | memoryview, bool], bytes | tuple[bytes, bytes | memoryview]
+    ]
+
 __all__ = ["IMPLEMENTATION", "VARIABLE", "Stream", "pack"]
 
 #: The variable that turns the extension off; read once, at import.
@@ -22,8 +26,8 @@ VARIABLE = "WSMIDDLEWARE_SPEEDUPS"
 
 #: Reads and writes everyday messages on a TCP socket's descriptor.
 Stream: type[_Stream] | None = None
-#: The wire form of exactly a `str` or `bytes`: one frame, unmasked, uncompressed.
-pack: Callable[[str | bytes], bytes] | None = None
+#: The wire form of a message: unmasked, uncompressed; a large one's header and payload apart.
+pack: Pack | None = None
 
 if os.environ.get(VARIABLE, "").strip().lower() not in ("0", "off", "no", "false"):
     try:

@@ -41,10 +41,10 @@ def closed(log: Log, code: int, reason: str = "") -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1003, 1007, 1011, 1012, 1014, 3000, 4999])
-def test_close_frame_is_answered_with_its_code(serve: Serve, code: int) -> None:
+def test_close_frame_is_answered_with_its_code_and_reason(serve: Serve, code: int) -> None:
     with peer_of(start(serve, log := Log())) as peer:
         peer.send(close_frame(code, "thank you ü"))
-        assert peer.read_close() == (code, "")
+        assert peer.read_close() == (code, "thank you ü")
         peer.read_end()
     closed(log, code, "thank you ü")
 

@@ -188,7 +188,7 @@ def test_trace_shows_every_frame(serve: Serve, caplog: pytest.LogCaptureFixture)
     assert "> text, 7 bytes with header" in lines
     assert "< Ping(payload=b'p')" in lines
     assert "< Close(code=4000, reason='bye')" in lines
-    assert "> close, 4 bytes with header" in lines
+    assert "> close, 7 bytes with header" in lines
     assert lines[-1] == "closed"
 
 

@@ -57,7 +57,7 @@ def test_messages_split_over_records_and_behind_the_handshake(serve_tls: Serve) 
 def test_closing_handshake_ends_with_an_alert(serve_tls: Serve) -> None:
     with peer_of(serve_tls(middleware_for((log := Log()).listener()))) as peer:
         peer.send(close_frame(4000, "bye"))
-        assert peer.read_close() == (4000, "")
+        assert peer.read_close() == (4000, "bye")
         peer.read_end()  # SSLEOFError without the alert
     wait_until(lambda: log.closes)
     assert log.closes == [(4000, "bye")]

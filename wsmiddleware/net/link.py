@@ -13,6 +13,8 @@ from _socket import SHUT_WR
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from gevent.event import Event
+
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
 from wsmiddleware.net.keepalive import Keepalive, Verdict
@@ -22,8 +24,6 @@ from wsmiddleware.protocol.engine import Close, Engine, Fail
 from wsmiddleware.protocol.frames import CloseCode, Opcode, close_payload
 
 if TYPE_CHECKING:
-    import gevent.event
-
     from wsmiddleware.metrics import Metrics
     from wsmiddleware.net.pool import Worker
     from wsmiddleware.net.reactor import Reactor
@@ -54,6 +54,7 @@ class Link:
     """
 
     __slots__ = (
+        "_closed",
         "_deadline",
         "_dropped",
         "_ending",
@@ -69,7 +70,6 @@ class Link:
         "_worker",
         "close_code",
         "close_reason",
-        "closed",
         "is_traced",
         "keepalive",
         "name",
@@ -101,7 +101,7 @@ class Link:
         #: What the log calls this connection.
         self.name = name
         #: Set at the end, where somebody waits for it (a parked handler).
-        self.closed: gevent.event.Event | None = None
+        self._closed: Event | None = None
         #: LZ77 window of the agreed compression; 0 where none was agreed.
         self.window_bits = window_bits
         self.keepalive = Keepalive(
@@ -141,6 +141,14 @@ class Link:
     def failure(self) -> Fail | None:
         """How the peer broke the protocol, if it did."""
         return self._ending if isinstance(self._ending, Fail) else None
+
+    def closed(self) -> Event:
+        """An event that is set when the transport has been closed."""
+        if self._closed is None:
+            self._closed = Event()
+            if self.state is State.CLOSED:
+                self._closed.set()
+        return self._closed
 
     def encode(self, data: str | bytes | bytearray | memoryview, compress: bool) -> bytes:
         """The wire form of one message to this peer."""
@@ -319,11 +327,9 @@ class Link:
 
     def _answer_ending(self, ending: Close | Fail) -> None:
         """Our close frame in answer to a close frame, or to a violation (RFC 6455, 7.1.7)."""
-        if isinstance(ending, Close):
-            self._send_close(ending.code, "")
-        else:
+        if isinstance(ending, Fail):
             _log.info("%s: failed with %d: %s", self.name, ending.code, ending.reason)
-            self._send_close(ending.code, ending.reason)
+        self._send_close(ending.code, ending.reason)
 
     def lost(self, exc: OSError | None) -> None:
         """The stream ended (`None`) or broke."""
@@ -351,8 +357,8 @@ class Link:
             self._transport.close()
         if self._dropped:
             self._report_dropped()
-        if self.closed is not None:
-            self.closed.set()
+        if self._closed is not None:
+            self._closed.set()
         self.reactor.pool.submit(self._run)
 
     def _set_state(self, state: State) -> None:
