@@ -12,6 +12,7 @@ author = "wsmiddleware contributors"
 copyright = f"the {author}"
 extensions = ["myst_parser"]
 html_theme = "furo"
+smartquotes = False  # values are to be typed
 html_title = "wsmiddleware"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]

@@ -84,6 +84,7 @@ def test_markdown_and_help_show_every_row() -> None:
     for row in SETTINGS:
         assert f"| `{row.name}` | `{row.key}` | {row.shown} |" in markdown
         assert f"{row.variable} (default {row.shown})\n" in text
+    assert '"\\*" only in place of a whole label' in markdown  # else what follows is slanted
     columns = {line.replace("\\|", "").count("|") for line in markdown.splitlines()}
     assert columns == {6}
 

@@ -109,6 +109,8 @@ class _Screen:
 
     def __init__(self, *, is_prompting: bool) -> None:
         self.is_prompting = is_prompting
+        #: A prompt stands there, and something may have been typed behind it.
+        self.is_reading = False
         self._is_terminal = sys.stdout.isatty()
         # A message is shown in one line, or goes down the pipe as it came.
         self._readline: Any = None
@@ -148,7 +150,7 @@ class _Screen:
             click.echo(text, err=True)
 
     def _line(self, text: str) -> None:
-        if not self.is_prompting:
+        if not self.is_reading:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
             return
@@ -161,8 +163,9 @@ class _Screen:
 
     def leave(self) -> None:
         """Give the terminal back as it was; nothing is being typed any more."""
-        if self.is_prompting:
-            self.is_prompting = False
+        self.is_prompting = False
+        if self.is_reading:
+            self.is_reading = False
             is_typing = self._readline and self._readline.get_line_buffer()
             sys.stdout.write("\n" if is_typing else "\r\x1b[J")
             sys.stdout.flush()
@@ -337,10 +340,16 @@ def _from_thread(
 
 def _read_terminal(screen: _Screen, is_binary: bool) -> Iterator[bytes]:
     while True:
+        prompt = _PROMPT if screen.is_prompting else ""
+        screen.is_reading = bool(prompt)
         try:
-            line = input(_PROMPT if screen.is_prompting else "")
+            line = input(prompt)
         except EOFError:
+            if prompt:
+                sys.stdout.write("\n")  # what comes next shall not stand behind the prompt
             return
+        finally:
+            screen.is_reading = False
         if line:
             yield line.encode("utf-8", "surrogateescape")
 

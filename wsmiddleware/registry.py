@@ -22,8 +22,10 @@ from wsmiddleware.settings import Settings
 
 __all__ = ["Registry"]
 
-#: Clients closed before the loop gets its turn.
-_SLICE = 100
+#: Clients closed at once, and seconds until the next ones: so ten thousand do not all come back in
+#: one instant, and the loop gets its turn.
+_BATCH = 100
+_PAUSE = 0.025
 
 
 class Registry:
@@ -141,20 +143,22 @@ class Registry:
         self.is_draining = True
         with gevent.Timeout(timeout, False):
             self._settled.clear()
-            self._close_all(code, reason)
+            self._close_all(code, reason, timeout)
             while not self._is_settled():
                 self._settled.wait()
                 self._settled.clear()
                 # Again: what was arriving may have been listed meanwhile.
-                self._close_all(code, reason)
+                self._close_all(code, reason, timeout)
         for member in self.members():
             member.connection.abort()
 
-    def _close_all(self, code: CloseCode, reason: str) -> None:
+    def _close_all(self, code: CloseCode, reason: str, timeout: float) -> None:
+        """Close in batches, all of them begun in the first half of `timeout`."""
+        pause = min(_PAUSE, timeout / 2 * _BATCH / max(1, self.size))
         for count, member in enumerate(self.members(), 1):
             member.connection.close(code, reason)
-            if not count % _SLICE:
-                gevent.sleep(0)
+            if not count % _BATCH:
+                gevent.sleep(pause)
 
     def _is_settled(self) -> bool:
         settled = all(channel.is_settled for channel in tuple(self.channels.values()))

@@ -46,6 +46,14 @@ function show(name) {
   };
 }
 
+/** Asks for the name anew where the server knows it no more: its key has changed, or we signed out. */
+async function checkName() {
+  const answer = await fetch(location, { cache: "no-store" }).catch(() => null);
+  if (!answer?.ok) return;  // it is away
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (page.body.dataset.name !== me) location.reload();
+}
+
 // -- the feed -----------------------------------------------------------------------------------
 
 const values = [];
@@ -80,6 +88,7 @@ if (me) {
   byId("room").textContent = room;
   const chat = new Live(`ws/chat/${encodeURIComponent(room)}`, {
     onstate: show("chat"),
+    onrefused: checkName,
     onmessage({ event, name, text, people }) {
       byId("people").replaceChildren(
         ...people.map((each) => make("li", "chip", avatar(each), each === me ? `${each} (you)` : each)),

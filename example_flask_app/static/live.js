@@ -2,11 +2,12 @@
  * A WebSocket that comes back after it was lost: after a restart of the server, out of a tunnel.
  *
  * `path` is relative to the page. `onmessage` gets text, parsed where it is JSON. `onstate` gets
- * "connecting", "open", "waiting" or "closed", and a text for people.
+ * "connecting", "open", "waiting" or "closed", and a text for people. `onrefused` is called when it
+ * failed several times in a row: the server may be away, or may not let us in any more.
  */
 export class Live {
-  constructor(path, { onmessage, onstate }) {
-    Object.assign(this, { path, onmessage, onstate, attempts: 0, socket: null });
+  constructor(path, { onmessage, onstate, onrefused }) {
+    Object.assign(this, { path, onmessage, onstate, onrefused, attempts: 0, socket: null });
     addEventListener("online", () => this.timer && this.open());
     this.open();
   }
@@ -27,6 +28,7 @@ export class Live {
     const delay = Math.min(10000, 250 * 2 ** this.attempts++) * (0.5 + Math.random() / 2);
     this.timer = setTimeout(() => this.open(), delay);
     this.onstate("waiting", `lost (${code}${reason && ` ${reason}`}), reconnecting`);
+    if (this.attempts > 2) this.onrefused?.();
   }
 
   /** Gives false when the message cannot be sent now. */

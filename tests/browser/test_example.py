@@ -135,6 +135,22 @@ def test_page_comes_back_after_a_restart_of_the_server(browser: Browser, tmp_pat
         assert page.errors() == refused  # while nobody listened, and nothing else
 
 
+def test_page_asks_for_the_name_again_when_the_server_forgot_it(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_example(tmp_path)
+    with browser.page() as page:
+        with serve_by("run", folder) as process:
+            port = process.server.port
+            page.goto(process.server.url())
+            page.fill("input[name=name]", "Ann")
+            page.click("text=Sign in")
+            page.until_text("#state", "live")
+        monkeypatch.setenv("SECRET_KEY", "another")
+        with serve_by("run", folder, ["--port", str(port)]):
+            page.do("wait_for_selector", "text=What shall the others call you?")
+
+
 def test_script_in_a_name_or_a_message_is_shown_as_text(browser: Browser, example: Process) -> None:
     with signed_in(browser, example, SCRIPT) as page:
         page.until("document.querySelector('.chip')")

@@ -110,7 +110,7 @@ def test_close_arrives_as_chromium_sent_it(
     blank_page: Page, log: list[tuple[int, str]], code: int, reason: str
 ) -> None:
     end = talk(blank_page, "hi", code=code, reason=reason)
-    assert (end["code"], end["wasClean"]) == (code, True)
+    assert (end["code"], end["reason"], end["wasClean"]) == (code, reason, True)
     wait_until(lambda: log)
     assert log == [(code, reason)]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wsmiddleware.listeners.edges import Edge, Scope
     from wsmiddleware.net.connection import Connection
     from wsmiddleware.net.pool import Worker
+    from wsmiddleware.protocol.frames import Wire
 
 __all__ = ["Member", "describe", "run_callback"]
 
@@ -66,6 +67,7 @@ class Member:
         "_edge",
         "_opened_at",
         "_scope",
+        "_timeout",
         "_turn",
         "connection",
         "listener",
@@ -87,6 +89,7 @@ class Member:
         self._channel = channel
         self._context = context
         self._scope = scope
+        self._timeout = channel.settings.request_timeout
         self._edge: Edge | None = None
         self._async_worker: Worker | None = None
         self._opened_at = time.monotonic()
@@ -125,15 +128,29 @@ class Member:
         finally:
             self._async_worker = None
 
-    def received(self, message: str | bytes, worker: Worker) -> bytes | None:
+    def received(self, message: str | bytes, worker: Worker) -> Wire | None:
         """Run the callback for one message; its reply as it goes over the wire."""
         name = self._channel.text_callback
         if type(message) is bytes:
             name = self._channel.binary_callback
         if not name:
             return None
-        call = self._call if self._turn is None else self._call_in_turn
-        return call(worker, self._context, name, self.wsclient, message)
+        if self._turn is not None or self._scope is not None:
+            return self._call_in_turn(worker, self._context, name, self.wsclient, message)
+        # What `_call` does, without its generality.
+        connection, context = self.connection, self._context
+        worker.deadline = connection.reactor.now + self._timeout
+        try:
+            reply = context.run(getattr(self.listener, name), self.wsclient, message)
+            if reply is None:
+                return None
+            if type(reply) is not str:
+                reply = to_data(reply)
+            return connection.encode(reply, True)
+        except BaseException as exc:
+            return self._raised(exc, worker, context, name)
+        finally:
+            worker.rest()
 
     def unlist(self) -> None:
         """The connection is no longer open. Any greenlet; never blocks."""
@@ -164,16 +181,14 @@ class Member:
         )
         channel.finished()
 
-    def _call_in_turn(
-        self, worker: Worker, context: Context, name: str, *args: Any
-    ) -> bytes | None:
+    def _call_in_turn(self, worker: Worker, context: Context, name: str, *args: Any) -> Wire | None:
         """The same as `_call`, and never beside another callback that is called by this."""
         if self._turn is None:
             return self._call(worker, context, name, *args)
         with self._turn:
             return self._call(worker, context, name, *args)
 
-    def _call(self, worker: Worker, context: Context, name: str, *args: Any) -> bytes | None:
+    def _call(self, worker: Worker, context: Context, name: str, *args: Any) -> Wire | None:
         """Run one callback; the wire form of what it returned, or of what `on_error` did."""
         connection, channel = self.connection, self._channel
         worker.deadline = connection.reactor.now + channel.settings.request_timeout
@@ -185,16 +200,21 @@ class Member:
                 reply = run_callback(context, self._scope, callback, *args)
             return None if reply is None else connection.encode(to_data(reply), True)
         except BaseException as exc:
-            if isinstance(exc, KeyboardInterrupt):
-                raise
-            worker.rest()
-            return self._failed(worker, context, name, describe(exc, channel, name))
+            return self._raised(exc, worker, context, name)
         finally:
             worker.rest()
 
+    def _raised(
+        self, exc: BaseException, worker: Worker, context: Context, name: str
+    ) -> Wire | None:
+        if isinstance(exc, KeyboardInterrupt):
+            raise exc
+        worker.rest()
+        return self._failed(worker, context, name, describe(exc, self._channel, name))
+
     def _failed(
         self, worker: Worker, context: Context, name: str, error: BaseException
-    ) -> bytes | None:
+    ) -> Wire | None:
         channel = self._channel
         channel.metrics.callback_errors[channel.name, name] += 1
         if name != "on_error" and "on_error" in channel.callbacks:
@@ -211,7 +231,7 @@ class Member:
         report = {"error": {"type": type(error).__name__, "message": str(error)}}
         return self.connection.encode(to_data(report), True)
 
-    def _send(self, wire: bytes | None) -> None:
+    def _send(self, wire: Wire | None) -> None:
         """Send what `on_open` returned; when the client has gone there is nobody to tell."""
         if wire is None:
             return

@@ -21,7 +21,8 @@ from wsmiddleware.net.keepalive import Keepalive, Verdict
 from wsmiddleware.net.outbox import Outbox
 from wsmiddleware.net.receiver import NOBODY, Receiver
 from wsmiddleware.protocol.engine import Close, Engine, Fail
-from wsmiddleware.protocol.frames import CloseCode, Opcode, close_payload
+from wsmiddleware.protocol.frames import CloseCode, Opcode, Wire, close_payload
+from wsmiddleware.speedups import pack
 
 if TYPE_CHECKING:
     from wsmiddleware.metrics import Metrics
@@ -34,8 +35,8 @@ __all__ = ["RECV_SIZE", "Link", "State"]
 
 _log = logging.getLogger("websocket")
 
-#: Bytes read at once.
-RECV_SIZE = 65536
+#: Bytes read at once. A message of 64 KiB with its header comes whole: a third less than with half.
+RECV_SIZE = 262144
 
 
 class State(Enum):
@@ -44,6 +45,10 @@ class State(Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+
+
+#: Asked for with every message: a member of an `Enum` costs 0.1 µs each time in Python 3.11.
+_OPEN = State.OPEN
 
 
 class Link:
@@ -70,6 +75,7 @@ class Link:
         "_worker",
         "close_code",
         "close_reason",
+        "encode",
         "is_traced",
         "keepalive",
         "name",
@@ -114,6 +120,8 @@ class Link:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
+        #: The wire form of one message to this peer.
+        self.encode = pack if pack is not None and engine.is_plain else engine.wire
         self._receiver: Receiver = NOBODY
         #: Watches for input; its callback says what the input is for.
         self._watcher: Any = None
@@ -150,18 +158,14 @@ class Link:
                 self._closed.set()
         return self._closed
 
-    def encode(self, data: str | bytes | bytearray | memoryview, compress: bool) -> bytes:
-        """The wire form of one message to this peer."""
-        return self._engine.encode(data, compress)
-
-    def send(self, wire: bytes, *, wait: bool = True) -> bool:
+    def send(self, wire: Wire, *, wait: bool = True) -> bool:
         """Queue one encoded message. May block (`wait`) while the outbox is past its mark.
 
         `False` when it was dropped (`slow_consumer="drop"`). Raises `ConnectionClosed`, or
         `SlowConsumerError` when the peer takes too long and has been closed for it. From a native
         thread it never waits, and what becomes of it is decided in the hub.
         """
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             raise ConnectionClosed(self.close_code, self.close_reason)
         if not self.reactor.is_here():
             self.reactor.defer(self.deliver, wire)
@@ -171,9 +175,9 @@ class Link:
         self._put(wire)
         return True
 
-    def deliver(self, wire: bytes) -> None:
+    def deliver(self, wire: Wire) -> None:
         """Queue one encoded message if the peer keeps up. Never blocks or raises."""
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             return
         if self.outbox.size >= self._settings.send_queue_size:
             try:
@@ -183,7 +187,7 @@ class Link:
                 return
         self._put(wire)
 
-    def _put(self, wire: bytes) -> None:
+    def _put(self, wire: Wire) -> None:
         self.keepalive.last_message = self.reactor.now
         self._metrics.messages_sent += 1
         if self.is_traced:
@@ -193,7 +197,7 @@ class Link:
         else:
             self._hold(wire)
 
-    def _hold(self, wire: bytes) -> None:
+    def _hold(self, wire: Wire) -> None:
         """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
         self.outbox.hold(wire)
         if not self._is_flush_due:
@@ -408,9 +412,10 @@ class Link:
         else:
             self._finish()
 
-    def _trace_sent(self, wire: bytes) -> None:
-        opcode = Opcode(wire[0] & 15).name.lower()
-        _log.log(TRACE, "%s > %s, %d bytes with header", self.name, opcode, len(wire))
+    def _trace_sent(self, wire: Wire) -> None:
+        parts = wire if isinstance(wire, tuple) else (wire,)
+        opcode = Opcode(parts[0][0] & 15).name.lower()
+        _log.log(TRACE, "%s > %s, %d bytes with header", self.name, opcode, sum(map(len, parts)))
 
     # -- the way in ---------------------------------------------------------------------------
 

@@ -7,11 +7,14 @@ from typing import Any, Protocol
 from gevent.event import Event
 
 from wsmiddleware.net.transport import Transport
+from wsmiddleware.protocol.frames import Wire
 
 __all__ = ["Outbox", "Owner"]
 
 #: Queued messages are joined up to this size for one `send`; joining more costs more than it saves.
-_JOIN_SIZE = 65536
+_JOIN_SIZE = 16384
+#: Pieces of larger ones that one `sendmsg` takes.
+_GATHER = 16
 _WRITE = 2  # libev's EV_WRITE
 
 
@@ -69,28 +72,32 @@ class Outbox:
         self.has_moved = False
         self.bytes_sent = 0
 
-    def hold(self, data: bytes) -> None:
-        """Queue `data`; the caller sees to it that `flush` is called."""
-        self._queue.append(data)
-        self.size += len(data)
+    def hold(self, wire: Wire) -> None:
+        """Queue `wire`; the caller sees to it that `flush` is called."""
+        if type(wire) is tuple:
+            self._queue += wire
+            self.size += len(wire[0]) + len(wire[1])
+        else:
+            self._queue.append(wire)  # type: ignore[arg-type]  # mypy does not narrow by `is`
+            self.size += len(wire)
 
-    def write(self, data: bytes) -> None:
-        """Send `data` after what waits; queue what the socket does not take. Never blocks."""
-        if self._queue:
-            self.hold(data)
+    def write(self, wire: Wire) -> None:
+        """Send `wire` after what waits; queue what the socket does not take. Never blocks."""
+        if self._queue or type(wire) is tuple:
+            self.hold(wire)
             self.flush()
             return
         try:
-            sent = self._transport.send(data)
+            sent = self._transport.send(wire)  # type: ignore[arg-type]
         except BlockingIOError:
             sent = 0
         except OSError as exc:
             self._lost(exc)
             return
         self.bytes_sent += sent
-        if sent < len(data):
-            self._queue.append(memoryview(data)[sent:])
-            self.size += len(data) - sent
+        if sent < len(wire):
+            self._queue.append(memoryview(wire)[sent:])  # type: ignore[arg-type]
+            self.size += len(wire) - sent
             self._stall()
 
     def flush(self) -> None:
@@ -99,9 +106,15 @@ class Outbox:
             return
         queue = self._queue
         while queue:
-            chunk = self._next_chunk()
+            # Small replies of a batch, joined: the everyday case.
+            if 1 < len(queue) and self.size <= _JOIN_SIZE:
+                queue[:] = [b"".join(queue)]
+            parts = queue if len(queue) == 1 else self._next_parts()
             try:
-                sent = self._transport.send(chunk)
+                if len(parts) == 1:
+                    sent = self._transport.send(parts[0])
+                else:
+                    sent = self._transport.sendmsg(parts)
             except BlockingIOError:
                 sent = 0
             except OSError as exc:
@@ -109,15 +122,14 @@ class Outbox:
                 return
             self.bytes_sent += sent
             self.size -= sent
-            if sent == len(chunk):
-                del queue[0]
-            else:
-                queue[0] = memoryview(chunk)[sent:]
+            if not self.size:
+                queue.clear()
+            elif not self._drop(sent, len(parts)):
                 self._stall()
                 return
 
-    def _next_chunk(self) -> bytes | memoryview:
-        """The head of the queue, with its small successors joined to it."""
+    def _next_parts(self) -> list[bytes | memoryview]:
+        """The head of the queue: small messages joined, large ones gathered for one `sendmsg`."""
         queue = self._queue
         size = count = 0
         for item in queue:
@@ -127,7 +139,19 @@ class Outbox:
             count += 1
         if count > 1:
             queue[:count] = [b"".join(queue[:count])]
-        return queue[0]
+        return queue[:_GATHER]
+
+    def _drop(self, sent: int, count: int) -> bool:
+        """Take what was sent from the queue; `False` when that was not all of `count` items."""
+        queue = self._queue
+        for done, item in enumerate(queue[:count]):
+            if sent < len(item):
+                queue[:done] = []
+                queue[0] = memoryview(item)[sent:]
+                return False
+            sent -= len(item)
+        queue[:count] = []
+        return True
 
     def _stall(self) -> None:
         self.is_stalled = True

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from wsmiddleware.net.pool import Worker
+    from wsmiddleware.protocol.frames import Wire
 
 __all__ = ["NOBODY", "Receiver"]
 
@@ -20,7 +21,7 @@ class Receiver(Protocol):
     def opened(self, worker: Worker) -> None:
         """The first call."""
 
-    def received(self, message: str | bytes, worker: Worker) -> bytes | None:
+    def received(self, message: str | bytes, worker: Worker) -> Wire | None:
         """One message; what it returns goes to the peer as it is."""
 
     def unlist(self) -> None:
@@ -34,7 +35,7 @@ class _Nobody:
     """Takes the receiver's place at the end, so that nothing keeps the two of them alive."""
 
     def opened(self, worker: Worker) -> None: ...
-    def received(self, message: str | bytes, worker: Worker) -> bytes | None: ...
+    def received(self, message: str | bytes, worker: Worker) -> Wire | None: ...
     def unlist(self) -> None: ...
     def closed(self, worker: Worker) -> None: ...
 

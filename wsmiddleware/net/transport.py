@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import ssl
+from collections.abc import Sequence
 from typing import Protocol
 
 import gevent.socket
@@ -30,6 +31,10 @@ class Transport(Protocol):
 
     def send(self, data: bytes | memoryview, /) -> int:
         """Write what fits and return how many bytes that was; 0 is as good as an exception."""
+        ...
+
+    def sendmsg(self, parts: Sequence[bytes | memoryview], /) -> int:
+        """Write what fits of `parts`, one behind the other."""
         ...
 
     def fileno(self) -> int:
@@ -109,6 +114,10 @@ class TlsTransport:
                 break
             sent += taken
         return sent
+
+    def sendmsg(self, parts: Sequence[bytes | memoryview]) -> int:
+        """Encrypt and write what fits of `parts`, see `send`."""
+        return self.send(b"".join(parts))
 
     def fileno(self) -> int:
         """The descriptor of the TCP socket below."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from enum import IntEnum
+from typing import TypeAlias
 
 from .masking import apply_mask
 
@@ -15,16 +16,22 @@ __all__ = [
     "CloseCode",
     "Opcode",
     "ProtocolViolation",
+    "Wire",
     "close_code",
     "close_payload",
     "encode_frame",
     "is_receivable_close_code",
+    "make_header",
     "to_payload",
     "too_big",
 ]
 
 MAX_CONTROL_SIZE = 125
 """Payload bytes a control frame may carry (RFC 6455 section 5.5)."""
+
+
+Wire: TypeAlias = bytes | tuple[bytes, bytes | memoryview]
+"""A message as it goes over the wire: one piece, or header and payload apart where it is large."""
 
 
 class Opcode(IntEnum):
@@ -135,20 +142,25 @@ def encode_frame(
 
     Checks nothing: which frames make sense when is the caller's knowledge.
     """
-    first = (fin << 7) | (rsv1 << 6) | opcode
-    second = masked << 7
-    size = len(payload)
-    if size < 126:
-        header = bytes((first, second | size))
-    elif size < 65536:
-        header = bytes((first, second | 126)) + size.to_bytes(2, "big")
-    else:
-        header = bytes((first, second | 127)) + size.to_bytes(8, "big")
+    header = make_header(opcode, len(payload), fin=fin, rsv1=rsv1, masked=masked)
     if not masked:
         return header + payload
     # Section 10.3: the key must be unpredictable, so that no script chooses bytes on the wire.
     key = secrets.token_bytes(4)
     return header + key + apply_mask(payload, key)
+
+
+def make_header(
+    opcode: int, size: int, *, fin: bool = True, rsv1: bool = False, masked: bool = False
+) -> bytes:
+    """Give the header of a frame with a payload of `size` bytes, without the masking key."""
+    first = (fin << 7) | (rsv1 << 6) | opcode
+    second = masked << 7
+    if size < 126:
+        return bytes((first, second | size))
+    if size < 65536:
+        return bytes((first, second | 126)) + size.to_bytes(2, "big")
+    return bytes((first, second | 127)) + size.to_bytes(8, "big")
 
 
 def to_payload(data: str | bytes | bytearray | memoryview) -> bytes:
