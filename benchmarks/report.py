@@ -25,21 +25,22 @@ This server and its peers side by side in one run, on the same work. This file i
 pip install tox && tox -e bench
 ```
 
-(or `tox -e bench -- --quick` for a few minutes' look). Only peers that are installed take part; for
+(or `tox -e bench -- --quick` for a look in minutes). Only peers that are installed take part; for
 Node's, `npm install ws` somewhere and name its `node_modules` in `NODE_PATH`.
 
-**What is measured.** Mostly the *processor time of the server for each message*, in microseconds, read
-from `/proc` by the load generator ([wsload.c](../benchmarks/wsload.c)): throughput and latency depend on
-what else a machine does, processor time hardly. One core can then handle 1,000,000 divided by that number
-of messages a second. For fan-out a message is one delivery to one client.
+**What is measured.** Mostly the *processor time of the server for each message*, in microseconds,
+read from `/proc` by the load generator ([wsload.c](../benchmarks/wsload.c)): throughput and latency
+depend on what else a machine does, processor time much less. One core handles 1,000,000 divided by
+that number of messages a second. For fan-out a message is one delivery to one client.
 
-**How.** Every repetition of a cell visits all servers in turn, so that a change of the machine's mood hits
-all of them; tables show medians. Before that a run in which every payload is compared, which a server has
-to pass. Server and load generator have a processor of their own where there are two. Every peer is set up as
-its own documentation advises ([peers/](../benchmarks/peers)), on uvloop where it can. Ours is the real one:
-`python -m wsmiddleware run` with a Flask application, a listener of three lines and every default on:
-keepalive, limits, time-outs, counters. *no extension* is the same with `WSMIDDLEWARE_SPEEDUPS=off`. The floor,
-an epoll loop in C over raw TCP, knows no WebSocket at all.
+**How.** Every repetition of a cell visits all servers in turn, so that a change of the machine's
+mood hits all of them; tables show medians. Before that comes a run in which every payload is
+compared, which a server has to pass. Server and load generator have a processor of their own where
+there are two. Every peer is set up as its own documentation advises
+([peers/](../benchmarks/peers)), on uvloop where it can. Ours is the real one: `python -m
+wsmiddleware run` with a Flask application, a listener of three lines and every default on:
+keepalive, limits, time-outs, counters. *no extension* is the same with `WSMIDDLEWARE_SPEEDUPS=off`.
+The floor, an epoll loop in C over raw TCP, knows no WebSocket at all.
 """
 
 
@@ -90,7 +91,7 @@ def _cells(run: Run, group: str) -> list[str]:
 
 def _number(value: float | None) -> str:
     if value is None:
-        return "–"
+        return "-"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
@@ -124,7 +125,8 @@ def _setup(run: Run, values: Values) -> str:
     ]
     lines = [
         "## This run\n",
-        f"- {run['date']}; {run['machine']}; Python {run['python']}; load before it {run['load']:.1f}",
+        f"- {run['date']}; {run['machine']}; Python {run['python']}",
+        f"- load of the machine before it: {run['load']:.1f}",
         f"- {run['repetitions']} repetitions of {run['seconds']:g} s for each cell"
         + (", a quick run" if run["is_quick"] else ""),
     ]
@@ -180,8 +182,9 @@ def _latencies(run: Run, values: Values, group: str, cells: Iterable[str]) -> st
 
 def _fanout(run: Run, values: Values, plots: Path) -> str:
     cells = _cells(run, "fanout")
-    draw_bars(plots / "fanout.svg", "Fan-out: server processor time for each delivery", "µs",
-              _bars(run, values, "fanout", [c for c in cells if c.startswith("plain")]))  # fmt: skip
+    bars = _bars(run, values, "fanout", [cell for cell in cells if cell.startswith("plain")])
+    title = "Fan-out: server processor time for each delivery"
+    draw_bars(plots / "fanout.svg", title, "µs", bars)
     return "\n".join([
         "## Fan-out\n",
         "![Fan-out](benchmarks/fanout.svg)\n",
@@ -210,8 +213,8 @@ def _connect(run: Run, values: Values, plots: Path) -> str:
 def _quiet(run: Run, values: Values, plots: Path) -> str:
     return "\n".join([
         "## A quiet client among others\n",
-        "Latency of a client that sends a message each 2 ms, median / 99th percentile in µs: alone; while\n"
-        "another keeps 64 messages on their way; while broadcast follows broadcast to thousands.\n",
+        "Latency of a client that sends a message each 2 ms, median / 99th percentile in µs:\n"
+        "alone; while another keeps 64 messages on their way; while broadcasts go to thousands.\n",
         _latencies(run, values, "quiet", _cells(run, "quiet")),
     ])  # fmt: skip
 
@@ -275,8 +278,8 @@ def _targets(run: Run, values: Values) -> str:
     peers = list(dict.fromkeys(peer for target in TARGETS for peer in target.ratios))
     return "\n".join([
         "## How many times cheaper\n",
-        "A peer's processor time divided by ours; what this project set out to reach in brackets, **bold**\n"
-        "where it is not met. First with the extension, then without it.\n",
+        "A peer's processor time divided by ours; what this project set out to reach in brackets,\n"
+        "**bold** where it is not met. First with the extension, then without it.\n",
         _table(["", *peers], ([line[0], *(line[1].get(peer, "") for peer in peers)]
                               for line in lines)),
     ])  # fmt: skip

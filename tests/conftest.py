@@ -38,6 +38,9 @@ for name in {name for name in os.environ if name.startswith("WSMIDDLEWARE_")}:
     if name != "WSMIDDLEWARE_SPEEDUPS":
         del os.environ[name]
 
+# Turned off, there is nothing to compare.
+collect_ignore = ["test_speedups.py"] if os.environ.get("WSMIDDLEWARE_SPEEDUPS") == "off" else []
+
 
 @pytest.fixture(autouse=True)
 def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from support.threads import in_thread
 from wsmiddleware import WebSocketListener, WebSocketMiddleware, publish, websocket_info
 from wsmiddleware.info import Info, middlewares
 from wsmiddleware.net.connection import Connection
+from wsmiddleware.speedups import IMPLEMENTATION
 
 Serve = Callable[..., Server]
 
@@ -49,6 +50,7 @@ def test_before_any_middleware_it_is_empty() -> None:
         "config": {},
         "config_file": None,
         "log": "websocket",
+        "speedups": IMPLEMENTATION,
         "instances": [],
     }
 

@@ -121,8 +121,8 @@ class Admission:
             if isinstance(principal, Refusal):
                 return principal
             listener = run_callback(context, scope, channel.listener_class)
-        # A time-out that is not ours is the hook's own, and SystemExit an exit() of its; whatever it
-        # is, the peer gets an answer, and the HTTP connection ends behind that.
+        # A time-out that is not ours is the hook's own, and SystemExit an exit() of its: whatever
+        # it is, the peer gets an answer, and the HTTP connection ends behind that.
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt):
                 raise

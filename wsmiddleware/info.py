@@ -16,6 +16,7 @@ import gevent
 
 from wsmiddleware.log import LOGGER_NAME
 from wsmiddleware.protocol.frames import CloseCode
+from wsmiddleware.speedups import IMPLEMENTATION
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.base import WebSocketListener
@@ -79,7 +80,7 @@ class Instance(_Items):
 class Info(_Items):
     """What `websocket_info` gives."""
 
-    __slots__ = ("config", "config_file", "instances", "log", "mapping", "version")
+    __slots__ = ("config", "config_file", "instances", "log", "mapping", "speedups", "version")
 
     def __init__(self, newest: WebSocketMiddleware | None, instances: list[Instance]) -> None:
         #: The package's version.
@@ -93,6 +94,8 @@ class Info(_Items):
         self.config_file = str(file) if file else None
         #: The logger's name.
         self.log = LOGGER_NAME
+        #: ``"c"`` with the C extension in use, else ``"python"``.
+        self.speedups = IMPLEMENTATION
         #: One entry per open connection of the process.
         self.instances = instances
 
@@ -104,6 +107,7 @@ class Info(_Items):
             "config": self.config,
             "config_file": self.config_file,
             "log": self.log,
+            "speedups": self.speedups,
             "instances": [instance.to_dict() for instance in self.instances],
         }
 

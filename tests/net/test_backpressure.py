@@ -30,6 +30,7 @@ from support.wire import (
 )
 from wsmiddleware import ConnectionClosed, SlowConsumerError, WebSocketMiddleware
 from wsmiddleware.net.connection import Connection
+from wsmiddleware.net.link import RECV_SIZE
 from wsmiddleware.net.transport import TcpTransport
 from wsmiddleware.protocol.deflate import compress
 
@@ -375,7 +376,7 @@ def test_full_inbox_stops_reading_and_nothing_is_lost(serve: Serve, size: int) -
         piece = frame(BINARY, b"x" * size)
         count = peer.send_until_full(b"".join([piece] * (1 + 100_000 // size)))
         waiting = sum(map(len, connection._inbox))
-        assert waiting < 262144 + max(65536, size)
+        assert waiting < 262144 + max(RECV_SIZE, size)
         assert len(connection._inbox) <= 512
         assert connection.bytes_received < 2**20 + 2 * size
         release.set()

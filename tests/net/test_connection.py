@@ -71,6 +71,14 @@ def test_handshake_and_first_frames_in_pieces(serve: Serve, step: int) -> None:
         assert [peer.read_text(), peer.read_text()] == ["one", "two" * 50]
 
 
+@pytest.mark.parametrize("cut", [1, 5, 50])
+def test_half_a_frame_behind_the_handshake(serve: Serve, cut: int) -> None:
+    wire = frame(TEXT, "one") + frame(TEXT, "two" * 50)
+    with peer_of(serve(middleware_for(Log().listener())), behind=wire[:cut]) as peer:
+        peer.send(wire[cut:])
+        assert [peer.read_text(), peer.read_text()] == ["one", "two" * 50]
+
+
 def test_close_frame_behind_the_handshake(serve: Serve) -> None:
     server = serve(middleware_for((log := Log()).listener()))
     with peer_of(server, behind=frame(TEXT, "hi") + close_frame(4000)) as peer:
@@ -165,7 +173,7 @@ def test_internal_error_drops_the_connection_and_is_logged(
             raise ZeroDivisionError
 
         monkeypatch.setattr(Engine, "receive", fail)
-        peer.send(frame(TEXT, "x"))
+        peer.send(frame(PING, "x"))
         peer.read_end()
     wait_until(lambda: log.closes)
     assert log.closes == [(1006, "")]

@@ -38,6 +38,10 @@ class Recorded(TcpTransport):
         self.sizes.append(len(data))
         return super().send(data)
 
+    def sendmsg(self, parts: Any) -> int:  # type: ignore[override]
+        self.sizes += map(len, parts)
+        return super().sendmsg(parts)
+
 
 class Bench:
     """An outbox, its owner, and the other end of its socket."""

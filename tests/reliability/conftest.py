@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def serve_app(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     with ExitStack() as stack:
 
         def start(
-            listener: str = ECHO, *, way: str = "run", options: list[str] = [], **settings: object
+            listener: str = ECHO, *, way: str = "run", options: Sequence[str] = (), **settings: object
         ) -> Process:
             text = ", ".join(f"{name}={value!r}" for name, value in settings.items())
             folder = write_app(tmp_path, APP.format(settings=text), test=listener)

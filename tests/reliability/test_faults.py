@@ -242,7 +242,7 @@ def test_hook_that_raises_whatever_it_is_answers_500(
     class Failing(Echo):
         @classmethod
         def on_handshake(cls, request: Any) -> Any:
-            raise kind("on purpose")
+            raise kind
 
     middleware = wrap(listener=Failing)
     server = serve(middleware)
@@ -280,10 +280,12 @@ def test_edges_that_raise_whatever_it_is_stop_nothing(
 
 
 def test_callback_that_hangs_holds_up_nobody_else_nor_the_end(room: MakeRoom) -> None:
+    release = Event()
+
     class Test(WebSocketListener):
         def on_message(self, wsclient: Any, message: str) -> str:
             if message == "hang":
-                Event().wait()
+                release.wait()
             return message
 
     served = room(Test, close_timeout=0.5)
@@ -308,6 +310,7 @@ def test_callback_that_hangs_holds_up_nobody_else_nor_the_end(room: MakeRoom) ->
                 ws.recv(5)
         down.get(timeout=5)
         assert time.monotonic() - started < 4
+    release.set()
 
 
 # -- clocks ---------------------------------------------------------------------------------------
@@ -322,7 +325,10 @@ def test_nothing_but_time_stamps_reads_the_clock_on_the_wall() -> None:
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("time.time", "time", "datetime.now", "datetime.utcnow")
     }
-    assert readers == {"wsmiddleware/listeners/session.py: time.time()"}
+    assert readers == {
+        "wsmiddleware/listeners/session.py: time.time()",  # opened_at
+        "wsmiddleware/connect.py: datetime.now()",  # what the command line shows
+    }
 
 
 @pytest.mark.parametrize("jump", [-86400.0, 86400.0])

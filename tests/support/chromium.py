@@ -58,10 +58,18 @@ class Page:
     def until(self, expression: str) -> None:
         """Returns once a JavaScript expression is true. Playwright's own would need `eval`."""
 
+        def is_true() -> bool:
+            try:
+                return bool(self.evaluate(f"Boolean({expression})"))
+            except AssertionError as exc:
+                if "context was destroyed" in str(exc):
+                    return False  # one page goes, the next comes
+                raise
+
         def described() -> str:
             return f"never true: {expression}\n{self.text('body')}\n{self.errors()}"
 
-        wait_until(lambda: self.evaluate(f"Boolean({expression})"), described)
+        wait_until(is_true, described)
 
     def until_text(self, selector: str, text: str) -> None:
         """Returns once an element shows `text` somewhere."""

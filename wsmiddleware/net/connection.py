@@ -27,6 +27,7 @@ from wsmiddleware.protocol.frames import Wire
 from wsmiddleware.speedups import Stream
 
 if TYPE_CHECKING:
+    from wsmiddleware._speedups import Stream as _Stream
     from wsmiddleware.net.pool import Worker
 
 __all__ = ["NOBODY", "Connection", "Receiver", "State"]
@@ -61,7 +62,8 @@ class Connection(Link):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._bytes_received = 0
-        self._stream = None
+        #: The C extension, where it can read this connection, and itself while it does.
+        self._stream = self._reader = self._make_stream()
         self._inbox: list[str | bytes] = []
         self._is_discarding = False
         self._is_opened = False
@@ -69,14 +71,13 @@ class Connection(Link):
         self._throttle: Throttle | None = None
         if self._settings.max_message_rate:
             self._throttle = Throttle(self.reactor.loop, self._settings.max_message_rate)
-        elif (
-            Stream is not None
-            and isinstance(self._transport, TcpTransport)
-            and not self._engine.is_client
-        ):
-            self._stream = Stream(self._transport.fileno(), self._engine.max_message_size)
-        #: It, while the engine is not in the middle of something.
-        self._reader = self._stream
+
+    def _make_stream(self) -> _Stream | None:
+        is_plain = isinstance(self._transport, TcpTransport) and not self._engine.is_client
+        # Under a rate messages are counted out one by one.
+        if Stream is None or not is_plain or self._settings.max_message_rate:
+            return None
+        return Stream(self._transport.fileno(), self._engine.max_message_size)
 
     @property
     def bytes_received(self) -> int:
@@ -104,6 +105,7 @@ class Connection(Link):
             self._receive(leftover)
 
     def _on_readable(self) -> None:
+        # The extension takes 4 of 19 µs from an echo of 32 B; of sixteen at once, half.
         stream = self._reader
         try:
             found = self._transport.recv(RECV_SIZE) if stream is None else stream.read()
@@ -114,17 +116,13 @@ class Connection(Link):
             return
         if isinstance(found, list):
             self._receive_messages(found)
+        elif isinstance(found, tuple):
+            # Something for the engine, and the messages that stand before it.
+            self._accept(found[0])
+            self._receive(found[1])
         elif found:
-            if isinstance(found, tuple):
-                # Something for the engine, and the messages that stand before it.
-                self._accept(found[0])
-                self._receive(found[1])
-            else:
-                self._bytes_received += len(found)
-                self._receive(found)
-            if self._stream is not None:
-                # The extension reads as long as the engine is not in the middle of something.
-                self._reader = self._stream if self._engine.is_idle else None
+            self._bytes_received += len(found)
+            self._receive(found)
         elif found is not None:
             self.lost(None)
 
@@ -150,6 +148,9 @@ class Connection(Link):
         """Parse `data` and run what it brought. Must not raise."""
         try:
             self._take(data)
+            if self._stream is not None:
+                # Not in the middle of what the engine has begun.
+                self._reader = self._stream if self._engine.is_idle else None
             if self._worker is None and (self._inbox or self._ending):
                 self.reactor.pool.run(self._run)
             if self._engine.more or self._inbox or self._throttle is not None:

@@ -37,6 +37,8 @@ _log = logging.getLogger("websocket")
 
 #: Bytes read at once. A message of 64 KiB with its header comes whole: a third less than with half.
 RECV_SIZE = 262144
+#: How many times ``close_timeout`` a peer may take for what is queued when we close, if it reads.
+_CLOSING_PATIENCE = 12
 
 
 class State(Enum):
@@ -66,6 +68,7 @@ class Link:
         "_engine",
         "_is_flush_due",
         "_is_paused",
+        "_last_deadline",
         "_metrics",
         "_pong",
         "_receiver",
@@ -131,6 +134,8 @@ class Link:
         self._ending: Close | Fail | None = None
         #: When the closing handshake has taken too long, in the reactor's time.
         self._deadline = math.inf
+        #: Up to when the deadline moves on while the peer takes what is queued.
+        self._last_deadline = math.inf
         #: A ping to answer once the peer takes something.
         self._pong: bytes | None = None
         #: Messages dropped and not reported yet.
@@ -276,7 +281,11 @@ class Link:
         """Our close frame, after what is queued; from now on the connection is not open."""
         payload = b"" if code == CloseCode.NO_STATUS_RCVD else close_payload(code, reason)
         self.sent_code = code
-        self._deadline = self.reactor.now + self._settings.close_timeout
+        now, timeout = self.reactor.now, self._settings.close_timeout
+        self._deadline = now + timeout
+        # A slow consumer has had its time; nobody's queue lives on by a byte a second.
+        is_slow = code == CloseCode.TRY_AGAIN_LATER
+        self._last_deadline = now + timeout * (1 if is_slow else _CLOSING_PATIENCE)
         self._set_state(State.CLOSING)
         wire = self._engine.control(Opcode.CLOSE, payload)
         if self.is_traced:
@@ -384,7 +393,8 @@ class Link:
             # The peer takes what waits for it: it is alive, if slow.
             self.keepalive.last_received = now
             if self.state is State.CLOSING:
-                self._deadline = now + self._settings.close_timeout
+                deadline = now + self._settings.close_timeout
+                self._deadline = min(deadline, self._last_deadline)
         if now >= self._deadline:
             self._overdue()
         elif self.state is State.OPEN and self._ending is None:

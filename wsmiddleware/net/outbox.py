@@ -107,7 +107,7 @@ class Outbox:
         queue = self._queue
         while queue:
             # Small replies of a batch, joined: the everyday case.
-            if 1 < len(queue) and self.size <= _JOIN_SIZE:
+            if len(queue) > 1 and self.size <= _JOIN_SIZE:
                 queue[:] = [b"".join(queue)]
             parts = queue if len(queue) == 1 else self._next_parts()
             try:
