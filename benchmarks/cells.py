@@ -19,6 +19,8 @@ class Cell:
     key: str
     options: tuple[str, ...]
     is_deflate: bool = False
+    #: So many times longer than the others: until each connection has had its turn a few times.
+    stretch: int = 1
 
 
 def name_of_size(size: int) -> str:
@@ -50,7 +52,8 @@ def echo_cells() -> list[Cell]:
     ):
         key = _key(kind, name_of_size(size), connections, outstanding)
         options = ("-s", str(size), *_counts(connections, outstanding), *flag)
-        cells.append(Cell(key, options))
+        stretch = 4 if size * connections >= 100 << 20 else 1
+        cells.append(Cell(key, options, stretch=stretch))
     for connections, outstanding in itertools.product((1, 100), (1, 16)):
         key = _key("compressed", "1 KiB", connections, outstanding)
         options = ("-f", "{build}/1024.json", "-z", *_counts(connections, outstanding))

@@ -37,7 +37,6 @@ class Measurement:
         self._build = build
         self._peers = peers
         self._repetitions = repetitions
-        self._time = ("-d", str(seconds), "-w", str(seconds / 4))
         self._seconds = seconds
         self._is_quick = is_quick
 
@@ -57,6 +56,10 @@ class Measurement:
                 peer: stack.enter_context(serving(peer, self._build, mode=mode))
                 for peer in self._peers
             }
+
+    def _time(self, stretch: int = 1) -> tuple[str, ...]:
+        seconds = self._seconds * stretch
+        return ("-d", str(seconds), "-w", str(seconds / 4))
 
     def _options(self, cell: Cell) -> tuple[str, ...]:
         return tuple(word.format(build=self._build) for word in cell.options)
@@ -82,7 +85,12 @@ class Measurement:
                 for peer, server in servers.items():
                     if (cell, peer) not in fit or not server.is_alive():
                         continue
-                    options = ("-u", f"/ws/{group}", *self._options(cell), *self._time)
+                    options = (
+                        "-u",
+                        f"/ws/{group}",
+                        *self._options(cell),
+                        *self._time(cell.stretch),
+                    )
                     self._add(group, cell.key, peer, load.run(self._build, server, options))
                     server.settle()
 
@@ -176,20 +184,20 @@ class Measurement:
         channels = (1, 10, 100) if self._is_quick else (1, 10, 100, 1000)
         for _, peer, count in itertools.product(range(self._repetitions), peers, connections):
             with serving(peer, self._build) as server:
-                options = ("-u", "/ws/echo", "-n", str(count), *self._time)
+                options = ("-u", "/ws/echo", "-n", str(count), *self._time())
                 found = load.run(self._build, server, options)
                 self._add("growth", f"all of {count} connections busy", peer, found)
             with serving(peer, self._build) as server:
                 idle = ("-m", "connect", "-u", "/ws/echo", "-n", str(count - 100), "-H", "60")
                 with self._noise(server, idle if count > 100 else ()):
-                    options = ("-u", "/ws/echo", "-n", "100", *self._time)
+                    options = ("-u", "/ws/echo", "-n", "100", *self._time())
                     found = load.run(self._build, server, options)
                 self._add("growth", f"100 of {count} connections busy", peer, found)
         for _, peer, count in itertools.product(range(self._repetitions), peers, channels):
             if not peer.is_raw:
                 env = {"BENCH_LISTENERS": str(self._listeners(count))}
                 with serving(peer, self._build, env=env) as server:
-                    options = ("-u", "/ws/echo", "-k", str(count), "-n", "1000", *self._time)
+                    options = ("-u", "/ws/echo", "-k", str(count), "-n", "1000", *self._time())
                     found = load.run(self._build, server, options)
                 self._add("growth", f"{count} channels", peer, found)
 

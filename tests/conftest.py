@@ -42,6 +42,23 @@ for name in {name for name in os.environ if name.startswith("WSMIDDLEWARE_")}:
 collect_ignore = ["test_speedups.py"] if os.environ.get("WSMIDDLEWARE_SPEEDUPS") == "off" else []
 
 
+#: Folders and files of tests that start processes, a browser or floods: see the marker `once`.
+ONCE = {"browser", "reliability"} | {
+    f"test_{name}.py"
+    for name in (
+        *("cli", "connect_command", "docker", "example", "gunicorn"),
+        *("nginx", "programs", "tutorial", "ways"),
+    )
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what one Python is enough for."""
+    for item in items:
+        if ONCE & {item.path.name, item.path.parent.name}:
+            item.add_marker(pytest.mark.once)
+
+
 @pytest.fixture(autouse=True)
 def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test leaves a websocket.json in the checkout."""

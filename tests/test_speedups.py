@@ -111,6 +111,14 @@ def test_stream_reads_text_beyond_ascii(link: Link) -> None:
     assert not link.has_left
 
 
+@pytest.mark.parametrize("size", [100, 1000, 50_000])
+def test_bad_byte_of_text_fails_before_the_frame_ends(link: Link, size: int) -> None:
+    wire = masked(TEXT, b"x\xff" + b"y" * size)
+    header = len(wire) - size - 2
+    assert link.receive(wire[: header + 1]) == []
+    assert link.receive(wire[header + 1 : header + 3]) == [Fail(1007, "invalid UTF-8")]
+
+
 def test_stream_leaves_large_text_beyond_ascii_to_the_engine(link: Link) -> None:
     text = "x" * 50_000 + "ü" + "y" * 50_000
     wire = masked(TEXT, text.encode())

@@ -32,10 +32,10 @@ typedef struct {
     int fd;
     Py_ssize_t max_size;
     unsigned long long bytes_received;
-    /* A small frame that is not complete: its bytes as they came. */
+    /* A header, or a small binary frame, that is not complete: its bytes as they came. */
     unsigned char *kept;
     size_t kept_size;
-    /* A large one: its header, and its message as far as it has come, unmasked, ASCII if text. */
+    /* Text, or a large one: its header, and its message as far as it has come, unmasked, ASCII if text. */
     PyObject *message;
     unsigned char header[MAX_HEADER];
     size_t header_size, length, done;
@@ -116,7 +116,7 @@ static PyObject *make_message(unsigned char *frame, size_t header, size_t length
     return data;
 }
 
-/* -- a large message, piece by piece ----------------------------------------------------------- */
+/* -- a message piece by piece ------------------------------------------------------------------ */
 
 static unsigned char *room(const Stream *self)
 {
@@ -252,7 +252,9 @@ static PyObject *parse(Stream *self, unsigned char *data, size_t size)
             }
             PyErr_Clear();
             unmask(data + pos + header, data + pos + header, length, data + pos + header - 4, 0);
-        } else if (found == CUT && (size - pos < header || header + length <= LARGE)) {
+        } else if (found == CUT && (size - pos < header ||
+                                    (data[pos] == BINARY && header + length <= LARGE))) {
+            /* Not text: of that every byte is looked at as it comes, which start_large does. */
             if (keep(self, data + pos, size - pos) < 0)
                 Py_CLEAR(messages);
             break;

@@ -92,7 +92,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         if now - self._last_without_room >= _ACCEPT_NEWS:
             _logger.error(
                 "cannot accept connections: %s. Those that are open are served on; raise "
-                "`ulimit -n`, or lower max_connections so that clients get 503 before",
+                "ulimit -n, or lower max_connections so that clients get 503 before",
                 exc.strerror,
             )
         self._last_without_room = now

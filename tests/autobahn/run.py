@@ -19,7 +19,6 @@ import glob
 import json
 import os
 import shutil
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -113,16 +112,20 @@ def main() -> int:
     """Run what the command line asks for; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only `run`, no heavy cases: 2 min")
+    names = [target.name for target in TARGETS]
+    parser.add_argument("--target", choices=names, action="append", help="only this one")
     parser.add_argument("--reports", type=Path, help="where the suite's reports go")
     arguments = parser.parse_args()
     wstest = find_suite()
     if wstest is None:
         print("autobahn: no CPython 2.7 here, which the testsuite needs: not run")
         return 0
-    results = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         reports = (arguments.reports or Path(folder) / "reports").resolve()
         for target in TARGETS[:1] if arguments.quick else TARGETS:
+            if arguments.target and target.name not in arguments.target:
+                continue
             work = Path(folder) / target.name.replace(" ", "-")
             work.mkdir()
             skipped = HEAVY if arguments.quick else []
@@ -130,7 +133,8 @@ def main() -> int:
                 result = judge(target, run(wstest, target, process, reports, skipped))
                 assert "Traceback" not in process.output, process.output
             results.append(result)
-    write_figures("autobahn-quick" if arguments.quick else "autobahn", results)
+            if not arguments.quick:
+                write_figures(f"autobahn-{TARGETS.index(target)}", result)
     return 1 if any(result["wrong"] for result in results) else 0
 
 
@@ -212,7 +216,9 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
         "outdir": str(folder),
-        "servers": [{"agent": "wsmiddleware", "url": f"{scheme}://{server.host}:{server.port}/ws/test"}],
+        "servers": [
+            {"agent": "wsmiddleware", "url": f"{scheme}://{server.host}:{server.port}/ws/test"}
+        ],
         "cases": list(target.cases),
         "exclude-cases": skipped,
         "exclude-agent-cases": {},

@@ -9,7 +9,7 @@ import pytest
 from support.chromium import Browser, Page, chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with chromium(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser

@@ -20,13 +20,18 @@ from wsproto.frame_protocol import FrameProtocol, ParseFailed
 from wsproto.frame_protocol import Opcode as WsprotoOpcode
 
 from support.figures import longer, record
+from support.wire import frame
 from wsmiddleware.protocol.deflate import Deflate, compress
 from wsmiddleware.protocol.engine import Close, Engine, Fail
-from wsmiddleware.protocol.frames import Opcode, encode_frame
+from wsmiddleware.protocol.frames import Opcode
 
 MAX_SIZE = 100_000
 
 Message = str | bytes
+
+#: `websockets` takes a close frame between fragments for a violation; RFC 6455, section 5.4, lets
+#: control frames stand there.
+INCOMPLETE = "close inside a message"
 
 
 class Outcome(NamedTuple):
@@ -54,7 +59,7 @@ def by_engine(chunks: list[bytes], is_compressed: bool) -> Outcome:
             elif isinstance(event, Close):
                 return Outcome(messages, "close", *event)
             elif isinstance(event, Fail):
-                return Outcome(messages, "fail", event.code)
+                return Outcome(messages, "fail", *event)
     return Outcome(messages)
 
 
@@ -68,12 +73,12 @@ def by_websockets(chunks: list[bytes], is_compressed: bool) -> Outcome:
     is_text = False
     for chunk in chunks:
         peer.receive_data(chunk)
-        for frame in peer.events_received():
-            if frame.opcode in (TheirOpcode.TEXT, TheirOpcode.BINARY):
-                parts, is_text = [], frame.opcode is TheirOpcode.TEXT
-            if frame.opcode in (TheirOpcode.TEXT, TheirOpcode.BINARY, TheirOpcode.CONT):
-                parts.append(bytes(frame.data))
-                if frame.fin:
+        for got in peer.events_received():
+            if got.opcode in (TheirOpcode.TEXT, TheirOpcode.BINARY):
+                parts, is_text = [], got.opcode is TheirOpcode.TEXT
+            if got.opcode in (TheirOpcode.TEXT, TheirOpcode.BINARY, TheirOpcode.CONT):
+                parts.append(bytes(got.data))
+                if got.fin:
                     whole = b"".join(parts)
                     try:
                         messages.append(whole.decode() if is_text else whole)
@@ -83,6 +88,8 @@ def by_websockets(chunks: list[bytes], is_compressed: bool) -> Outcome:
             return Outcome(messages, "close", peer.close_rcvd.code, peer.close_rcvd.reason)
         if peer.parser_exc is not None:
             assert not isinstance(peer.parser_exc, ConnectionClosed)
+            if "incomplete fragmented message" in str(peer.parser_exc):
+                return Outcome(messages, "fail", 1002, INCOMPLETE)
             too_big = isinstance(peer.parser_exc, PayloadTooBig)
             sent = peer.close_sent
             return Outcome(messages, "fail", 1009 if too_big else sent.code if sent else 1006)
@@ -98,13 +105,13 @@ def by_wsproto(chunks: list[bytes], is_compressed: bool) -> Outcome:
     for chunk in chunks:
         peer.receive_bytes(chunk)
         try:
-            for frame in peer.received_frames():
-                if frame.opcode is WsprotoOpcode.CLOSE:
-                    code, reason = frame.payload
+            for got in peer.received_frames():
+                if got.opcode is WsprotoOpcode.CLOSE:
+                    code, reason = got.payload
                     return Outcome(messages, "close", int(code), reason or "")
-                if not frame.opcode.iscontrol():
-                    parts.append(frame.payload)
-                    if frame.message_finished:
+                if not got.opcode.iscontrol():
+                    parts.append(got.payload)
+                    if got.message_finished:
                         messages.append(type(parts[0])().join(parts))
                         parts = []
         except ParseFailed as exc:
@@ -128,24 +135,24 @@ def frames(draw: st.DrawFn, is_compressed: bool) -> bytes:
     kind = draw(st.sampled_from(["message"] * 6 + ["control", "close", "odd"]))
     if kind == "control":
         opcode = draw(st.sampled_from([Opcode.PING, Opcode.PONG]))
-        return encode_frame(opcode, draw(st.binary(max_size=125)), masked=True)
+        return frame(opcode, draw(st.binary(max_size=125)))
     if kind == "close":
-        return encode_frame(Opcode.CLOSE, draw(closes), masked=True)
+        return frame(Opcode.CLOSE, draw(closes))
     if kind == "odd":
         first = draw(st.integers(0, 255))
-        wire = bytearray(encode_frame(Opcode.TEXT, draw(payloads), masked=True))
+        wire = bytearray(frame(Opcode.TEXT, draw(payloads)))
         wire[0] = first
         return bytes(wire)
     is_text = draw(st.booleans())
     payload = draw(texts).encode() if is_text else draw(payloads)
     packed = compress(payload, 15) if is_compressed and draw(st.booleans()) else None
-    wire, opcode, rsv1 = b"", Opcode.TEXT if is_text else Opcode.BINARY, packed is not None
+    wire, opcode = b"", (0x40 if packed is not None else 0) | (1 if is_text else 2)
     rest = packed if packed is not None else payload
     for _ in range(draw(st.integers(0, 3))):
         cut = draw(st.integers(0, len(rest)))
-        wire += encode_frame(opcode, rest[:cut], fin=False, rsv1=rsv1, masked=True)
-        rest, opcode, rsv1 = rest[cut:], Opcode.CONTINUATION, False
-    return wire + encode_frame(opcode, rest, rsv1=rsv1, masked=True)
+        wire += frame(opcode, rest[:cut], fin=False)
+        rest, opcode = rest[cut:], 0
+    return wire + frame(opcode, rest)
 
 
 @st.composite
@@ -194,12 +201,20 @@ def agree(chunks: list[bytes], is_compressed: bool) -> None:
         theirs = judge(chunks, is_compressed)
         if judge is by_wsproto and ours.kind == "close" and ours.code == 1014:
             continue  # "bad gateway" of the IANA registry is not in its list
+        if ours.kind == "close" and theirs.reason == INCOMPLETE:
+            continue
+        if judge is by_websockets and ours.reason == "length not in its shortest form":
+            continue  # section 5.2 asks for that form; it takes any
+        if ours.reason == "invalid compressed data":
+            # They take a message whose last block is cut off for a whole one; zlib does not tell.
+            assert ours.messages == theirs.messages[: len(ours.messages)]
+            continue
         assert ours.messages == theirs.messages, judge.__name__
         assert _same_end(ours, theirs), (judge.__name__, ours, theirs)
     assert ours == by_engine([b"".join(chunks)], is_compressed)
 
 
-EXAMPLES = longer(200, 20_000)
+EXAMPLES = longer(100, 20_000)
 fuzzed = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

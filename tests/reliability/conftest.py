@@ -34,13 +34,24 @@ ECHO = """
 """
 
 
+@pytest.fixture(autouse=True)
+def servers_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """coverage makes a server several times slower: it is not for it to keep these bounds."""
+    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def serve_app(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """`serve_app(listener, way="run", **settings)` serves a channel, ``test``."""
     with ExitStack() as stack:
 
         def start(
-            listener: str = ECHO, *, way: str = "run", options: Sequence[str] = (), **settings: object
+            listener: str = ECHO,
+            *,
+            way: str = "run",
+            options: Sequence[str] = (),
+            **settings: object,
         ) -> Process:
             text = ", ".join(f"{name}={value!r}" for name, value in settings.items())
             folder = write_app(tmp_path, APP.format(settings=text), test=listener)

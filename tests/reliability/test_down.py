@@ -117,7 +117,7 @@ GRACE = 5.0
 @pytest.mark.parametrize("occasion", OCCASIONS)
 def test_going_down_in_traffic(tmp_path: Path, occasion: str) -> None:
     way, options, trigger, code, ends = OCCASIONS[occasion]
-    count = longer(150, 500)
+    count = longer(100, 500)
     options = [option.format(count=count + 10) for option in options]
     folder = write_app(tmp_path, APP, traffic=TRAFFIC)
     with serve_by(way, folder, options) as process:

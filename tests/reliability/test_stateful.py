@@ -239,7 +239,7 @@ class Traffic(RuleBasedStateMachine):
 
 TestTraffic = Traffic.TestCase
 TestTraffic.settings = settings(
-    max_examples=longer(40, 1500),
+    max_examples=longer(40, 600),
     stateful_step_count=longer(25, 40),
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -64,11 +64,13 @@ class Driver:
 
 
 def main(program: str) -> None:
-    """Serves until standard input ends."""
+    """Serves until it is told to quit, or standard input ends."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         driver = Driver(browser)
         for line in sys.stdin:
+            if line == "quit\n":
+                break
             try:
                 result = {"value": driver.answer(*json.loads(line))}
             except Error as error:

@@ -132,9 +132,11 @@ def chromium(folder: Path) -> Iterator[Browser]:
     try:
         yield Browser(process)
     finally:
-        process.stdin.close()  # the driver ends, and Chromium with it
-        try:
+        # Not the end of its input: a process forked meanwhile may hold the pipe open.
+        process.stdin.write("quit\n")
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the tests are over: it need not wait
             process.wait(PATIENCE)
-        finally:
-            process.kill()
-            process.stdout.close()
+        process.kill()
+        process.wait()
+        process.stdout.close()

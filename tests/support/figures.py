@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +41,14 @@ def write_figures(name: str, figures: object, folder: str = _FOLDER) -> None:
     if folder:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
-        (path / f"{name}.json").write_text(text, encoding="utf-8")
+        for stem, content in ((name, figures), ("machine", _describe_machine())):
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            (path / f"{stem}.json").write_text(text, encoding="utf-8")
+
+
+def _describe_machine() -> str:
+    python = platform.python_version()
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, CPython {python}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -49,5 +56,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for row, figure in _figures.items():
         line = f"{row}: {figure['measured']} (bound: {figure['bound']})"
         terminalreporter.write_line(line)
-    if _figures:
-        write_figures("tests", _figures)
+    if _figures and _FOLDER:
+        path = Path(_FOLDER, "tests.json")
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        write_figures("tests", {**known, **_figures})

@@ -137,7 +137,7 @@ class Member:
             return None
         if self._turn is not None or self._scope is not None:
             return self._call_in_turn(worker, self._context, name, self.wsclient, message)
-        # What `_call` does, without its generality.
+        # `_call` for the everyday case: 0.6 instead of 0.9 µs, of less than 2 for each of many.
         connection, context = self.connection, self._context
         worker.deadline = connection.reactor.now + self._timeout
         try:

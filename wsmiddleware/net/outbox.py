@@ -106,7 +106,7 @@ class Outbox:
             return
         queue = self._queue
         while queue:
-            # Small replies of a batch, joined: the everyday case.
+            # The replies of a batch: a twentieth of sixteen small messages against _next_parts.
             if len(queue) > 1 and self.size <= _JOIN_SIZE:
                 queue[:] = [b"".join(queue)]
             parts = queue if len(queue) == 1 else self._next_parts()

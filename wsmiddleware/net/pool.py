@@ -22,7 +22,6 @@ _log = logging.getLogger("websocket")
 _MAX_IDLE = 128
 #: Seconds that a stopped callback has to clean up before it is stopped again.
 _CLEANUP_TIME = 1.0
-_NEVER = math.inf
 
 
 class CallbackStopped(BaseException):
@@ -50,33 +49,35 @@ class Worker(greenlet):  # type: ignore[misc]  # greenlet has no types
     def run(self) -> None:
         """Run tasks until the pool has enough idle workers, or dismisses this one."""
         pool = self._pool
-        hub, idle = pool.hub, pool.idle
         try:
-            while (task := self.task) is not None:
-                self.task = None
-                try:
-                    task(self)
-                except KeyboardInterrupt:
-                    # Ctrl-C belongs to the main greenlet, wherever the signal happened to find us.
-                    hub.handle_error(self, *sys.exc_info())
-                except BaseException:
-                    _log.exception("internal error in %r: please report it", task)
-                # No name of an idle worker's frame may keep the task, so its connection, alive.
-                del task
-                self.rest()
-                if len(idle) < _MAX_IDLE:
-                    idle.append(self)
-                    # Not by its result: a callback that has ended may have left somebody its
-                    # switch().
+            while self.task is not None:
+                self._run_task()
+                if len(pool.idle) < _MAX_IDLE:
                     self._await_task()
         finally:
             pool.workers.discard(self)
 
+    def _run_task(self) -> None:
+        # No name of an idle worker's frame may keep the task, and so its connection, alive.
+        task, self.task = self.task, None
+        assert task is not None
+        try:
+            task(self)
+        except KeyboardInterrupt:
+            # Ctrl-C belongs to the main greenlet, wherever the signal happened to find us.
+            self._pool.hub.handle_error(self, *sys.exc_info())
+        except BaseException:
+            _log.exception("internal error in %r: please report it", task)
+        finally:
+            self.rest()
+
     def _await_task(self) -> None:
-        hub, idle = self._pool.hub, self._pool.idle
+        idle = self._pool.idle
+        idle.append(self)
         while self.task is None:
             try:
-                hub.switch()
+                # Not by its result: a callback that has ended may have left somebody its switch().
+                self._pool.hub.switch()
             except GreenletExit:
                 if self in idle:
                     idle.remove(self)
@@ -90,7 +91,7 @@ class Worker(greenlet):  # type: ignore[misc]  # greenlet has no types
 
     def rest(self) -> None:
         """Between callbacks: no stop that comes late, and no local value of what has run."""
-        self.deadline = _NEVER
+        self.deadline = math.inf
         if self._links or self.__dict__:
             self._forget_locals()
 
