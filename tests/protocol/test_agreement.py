@@ -214,7 +214,7 @@ def agree(chunks: list[bytes], is_compressed: bool) -> None:
     assert ours == by_engine([b"".join(chunks)], is_compressed)
 
 
-EXAMPLES = longer(100, 20_000)
+EXAMPLES = longer(100, 4000)
 fuzzed = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -54,7 +54,7 @@ def percentile_99(server: Server, samples: int) -> float:
 @pytest.mark.parametrize("kind", flood.FLOODS)
 def test_flood_delays_anothers_echo_by_no_more_than_50_ms(serve_app: ServeApp, kind: str) -> None:
     process = serve_app()
-    samples = longer(100, 2000)
+    samples = longer(100, 1000)
     best = 1.0
     with flooded(process.server, kind):
         # Not before the flood has begun.

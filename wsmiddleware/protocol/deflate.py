@@ -7,6 +7,7 @@ a broadcast is compressed once for everybody.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class Deflate:
     window_bits: int = 15
 
 
+@functools.lru_cache(maxsize=256)  # browsers offer the same few; bounded, for they are peers
 def negotiate(header: str) -> tuple[Deflate, str] | None:
     """Answer a request's ``Sec-WebSocket-Extensions``: the agreement and our response value.
 
