@@ -98,6 +98,16 @@ def test_others_in_the_room_hear_what_one_says(server: Server) -> None:
             cyd.recv(0.05)
 
 
+def test_chat_without_a_room_is_in_the_lobby(server: Server) -> None:
+    cookie = sign_in(server, "Bob")
+    with (
+        chat(server, "Ann", "lobby") as ann,
+        server.connect("/ws/chat", additional_headers={"Cookie": cookie}) as bob,
+    ):
+        assert said(ann) == ("came", "Ann", None, ["Ann"])
+        assert said(bob) == said(ann) == ("came", "Bob", None, ["Ann", "Bob"])
+
+
 def test_chat_takes_text_only(server: Server) -> None:
     with chat(server, "Ann", "binary") as ann:
         ann.recv(5)

@@ -1,4 +1,4 @@
-"""The chat, at /ws/chat/<room>: for those who have signed in on the page."""
+"""The chat, at /ws/chat or /ws/chat/<room>: for those who have signed in on the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Chat(WebSocketListener):
         cls.wsclients = wsclients
 
     def on_open(self, wsclient):
-        self.room = self.session.path_parameters["room"]
+        self.room = self.session.path_parameters.get("room", "lobby")
         wsclient.join(self.room)
         return self.tell_the_others("came")
 

