@@ -192,7 +192,7 @@ def test_value_of_an_unknown_name_is_not_shown(cwd: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"debug": true,}', ", line 1, column 16: not valid JSON: "),
+        ('{"debug" true}', ", line 1, column 10: not valid JSON: "),
         ('{"debug": true, "debug": false}', ': not valid JSON: the key "debug" stands there twice'),
         ("[" * 100_000, ": not valid JSON: "),
         ('{"requestTimeout": ' + "1" * 5000 + "}", ": not valid JSON: "),

@@ -14,8 +14,9 @@ import flask
 import gevent
 import pytest
 
-from support import ROOT, Server, wait_until
+from support import Server, wait_until
 from support.apps import App, Echo, wrap
+from support.servers import environment
 from support.threads import in_thread
 from wsmiddleware import WebSocketListener, WebSocketMiddleware, publish, websocket_info
 from wsmiddleware.info import Info, middlewares
@@ -34,13 +35,17 @@ def no_older_middleware() -> None:
 # -- what it gives ---------------------------------------------------------------------------------
 
 
-def test_before_any_middleware_it_is_empty() -> None:
+def test_before_any_middleware_it_is_empty(tmp_path: Path) -> None:
     code = (
         "import json, wsmiddleware as w; info = w.websocket_info(); "
         "print(json.dumps([info.to_dict(), info.mapping, info['config'], list(info.instances)]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     info, mapping, config, instances = json.loads(done.stdout)
     assert (mapping, config, instances) == (None, {}, [])

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import trustme
 
-from support import ROOT, Process, running
+import wsmiddleware
+from support import Process, running
+from wsmiddleware.speedups import VARIABLE as SPEEDUPS_VARIABLE
 
 __all__ = ["OURS", "UPGRADE", "WAYS", "Tls", "environment", "read_all", "serve_by", "write_app"]
 
@@ -52,13 +54,16 @@ def serve_by(
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a server process inherits: this checkout's package, no settings, no home of its own."""
+    """What a server process inherits: the package under test, no settings, no home of its own."""
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name != "XDG_RUNTIME_DIR" and not name.startswith("WSMIDDLEWARE_")
+        if name == SPEEDUPS_VARIABLE
+        or (name != "XDG_RUNTIME_DIR" and not name.startswith("WSMIDDLEWARE_"))
     }
-    path = os.pathsep.join([str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])])
+    # Where this process has it from: the checkout, or what was installed, with its C extension.
+    package = Path(wsmiddleware.__file__).parents[1]
+    path = os.pathsep.join([str(package), *filter(None, [inherited.get("PYTHONPATH")])])
     # gunicorn puts a control socket into the home directory.
     return {**inherited, "PYTHONPATH": path, "HOME": str(folder)}
 
