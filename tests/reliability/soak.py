@@ -228,7 +228,7 @@ ENDS = [
     ("open", 0, ""),
     ("unfinished", 0, ""),
     ("groups", 0, ""),
-    ("memory", 24, "MiB"),
+    ("memory", 12, "MiB"),
 ]
 #: MiB an hour of resident memory, over the second half of a run of some minutes.
 SLOPE = 60.0
@@ -265,7 +265,7 @@ def judge(
         )
         slope = line.slope * 3600
         # A short run is all noise: it is judged by its ends.
-        if seconds >= 300 and slope > SLOPE:
+        if seconds >= 120 and slope > SLOPE:
             wrong.append(f"memory grows by {slope:.0f} MiB an hour")
     odd = [line for line in process.lines if "WARNING" in line or "ERROR" in line]
     odd += [line for line in process.lines if "Traceback" in line]
