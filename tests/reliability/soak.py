@@ -185,7 +185,7 @@ def visit(server: Server, chance: random.Random, deadline: float) -> None:
                 opcode, payload = peer.read()
                 if opcode == CLOSE:
                     return
-                if len(payload) > 20 or payload == text.encode():
+                if opcode & 0x40 or len(payload) > 20 or payload == text.encode():
                     break
             gevent.sleep(min(chance.uniform(0, 6), max(0.0, deadline - time.monotonic())))
         end(peer, chance)
@@ -265,7 +265,7 @@ def judge(
         )
         slope = line.slope * 3600
         # A short run is all noise: it is judged by its ends.
-        if seconds >= 120 and slope > SLOPE:
+        if seconds >= 300 and slope > SLOPE:
             wrong.append(f"memory grows by {slope:.0f} MiB an hour")
     odd = [line for line in process.lines if "WARNING" in line or "ERROR" in line]
     odd += [line for line in process.lines if "Traceback" in line]
