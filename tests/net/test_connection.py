@@ -8,11 +8,12 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gevent
 import pytest
+from greenlet import greenlet
 
 from support import Server, wait_until, websocket_request
 from support.wire import (
@@ -55,6 +56,25 @@ def test_bytes_behind_the_handshake_are_counted(serve: Serve) -> None:
         peer.send(frame(TEXT, "hello"))
         assert [peer.read_text(), peer.read_text()] == ["hello", "hello"]
         assert connection_of(middleware).bytes_received == 2 * 11
+
+
+def test_idle_connections_cost_no_greenlet_and_no_thread(serve: Serve) -> None:
+    server = serve(middleware_for((log := Log()).listener()))
+
+    def running() -> tuple[int, int]:
+        gc.collect()
+        found = [each for each in gc.get_objects() if isinstance(each, greenlet)]
+        return sum(not each.dead for each in found), len(os.listdir("/proc/self/task"))
+
+    with ExitStack() as stack:
+        peers = [stack.enter_context(peer_of(server))]
+        wait_until(lambda: log.clients)
+        before = running()
+        peers += [stack.enter_context(peer_of(server)) for _ in range(30)]
+        for peer in peers:
+            peer.send(frame(TEXT, "hello"))
+            assert peer.read_text() == "hello"
+        wait_until(lambda: running() <= before, lambda: f"{running()} after {before}")
 
 
 @pytest.mark.parametrize("step", [1, 7, 50])
