@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 enum {
     BUFFER_SIZE = 1 << 18, /* a 64 KiB message is mostly there at once: one call of recv, not two */
@@ -30,8 +31,11 @@ static unsigned char buffer[BUFFER_SIZE + LARGE];
 typedef struct {
     PyObject_HEAD
     int fd;
-    Py_ssize_t max_size;
-    unsigned long long bytes_received;
+    char is_open; /* the connection's state, as `serve` must know it */
+    Py_ssize_t max_size, mark;
+    double turn;
+    unsigned long long bytes_received, bytes_sent, replies;
+    PyObject *callback; /* the name of the one that `serve` has called last */
     /* A header, or a small binary frame, that is not complete: its bytes as they came. */
     unsigned char *kept;
     size_t kept_size;
@@ -353,12 +357,12 @@ static PyObject *view_text(PyObject *text, const char *data, Py_ssize_t size)
     return view;
 }
 
-static PyObject *pack_payload(int first, const char *payload, Py_ssize_t size, PyObject *owner)
+/* A frame in one piece; from LARGE on its header, and its payload without a copy. */
+static PyObject *make_wire(const unsigned char *header, size_t header_size, PyObject *owner,
+                           const char *payload, Py_ssize_t size)
 {
-    unsigned char header[MAX_HEADER];
-    size_t header_size = make_header(header, first, size);
     if (size >= LARGE) {
-        PyObject *body = first == TEXT             ? view_text(owner, payload, size)
+        PyObject *body = PyUnicode_Check(owner)      ? view_text(owner, payload, size)
                          : PyBytes_CheckExact(owner) ? (Py_INCREF(owner), owner)
                                                      : PyBytes_FromStringAndSize(payload, size);
         return body ? Py_BuildValue("(y#N)", header, (Py_ssize_t)header_size, body) : NULL;
@@ -369,6 +373,13 @@ static PyObject *pack_payload(int first, const char *payload, Py_ssize_t size, P
         memcpy(PyBytes_AS_STRING(wire) + header_size, payload, size);
     }
     return wire;
+}
+
+static PyObject *pack_payload(PyObject *owner, const char *payload, Py_ssize_t size)
+{
+    unsigned char header[MAX_HEADER];
+    size_t header_size = make_header(header, PyUnicode_Check(owner) ? TEXT : BINARY, size);
+    return make_wire(header, header_size, owner, payload, size);
 }
 
 PyDoc_STRVAR(pack_doc,
@@ -387,10 +398,10 @@ static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *data = args[0];
     if (PyUnicode_Check(data)) {
         const char *utf8 = PyUnicode_AsUTF8AndSize(data, &size);
-        return utf8 ? pack_payload(TEXT, utf8, size, data) : NULL;
+        return utf8 ? pack_payload(data, utf8, size) : NULL;
     }
     if (PyBytes_CheckExact(data))
-        return pack_payload(BINARY, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), data);
+        return pack_payload(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data));
     if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
         PyErr_Format(PyExc_TypeError, "a message is str or bytes-like, not %s",
                      Py_TYPE(data)->tp_name);
@@ -399,24 +410,190 @@ static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *copy = PyBytes_FromObject(data); /* it may change before it has gone */
     if (!copy)
         return NULL;
-    PyObject *wire = pack_payload(BINARY, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy), copy);
+    PyObject *wire = pack_payload(copy, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy));
     Py_DECREF(copy);
     return wire;
+}
+
+/* -- callbacks --------------------------------------------------------------------------------- */
+
+static PyObject *name_size, *name_write, *name_hold, *name_outbox, *name_links, *name_forget;
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+/* Header and payload in one system call; how much of them went. An error is for the outbox, which
+ * meets it again. */
+static size_t send_frame(Stream *self, const unsigned char *header, size_t header_size,
+                         const char *payload, size_t size)
+{
+    ssize_t sent;
+    if (size < LARGE) {
+        memcpy(buffer, header, header_size);
+        memcpy(buffer + header_size, payload, size);
+        sent = send(self->fd, buffer, header_size + size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    } else {
+        struct iovec parts[] = {{(void *)header, header_size}, {(void *)payload, size}};
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+        sent = sendmsg(self->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    if (sent < 0)
+        return 0;
+    self->bytes_sent += sent;
+    return sent;
+}
+
+/* What of a frame has not gone. */
+static PyObject *make_rest(const unsigned char *header, size_t header_size, size_t sent,
+                           PyObject *owner, const char *payload, size_t size)
+{
+    if (sent < header_size)
+        return make_wire(header + sent, header_size - sent, owner, payload, size);
+    PyObject *body = PyUnicode_Check(owner) ? view_text(owner, payload, size)
+                                            : PyMemoryView_FromObject(owner);
+    PyObject *rest = body ? PySequence_GetSlice(body, sent - header_size, size) : NULL;
+    Py_XDECREF(body);
+    return rest;
+}
+
+static int call(PyObject *object, PyObject *method, PyObject *argument)
+{
+    PyObject *result = argument ? PyObject_CallMethodOneArg(object, method, argument)
+                                : PyObject_CallMethodNoArgs(object, method);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+/* Send a `str` or `bytes` behind what waits, the last of a turn at once: 0. 1 when there is no room
+ * for it, -1 with an exception. */
+static int answer(Stream *self, PyObject *reply, PyObject *connection, int is_last)
+{
+    if (!self->is_open)
+        return 0; /* nobody is there any more */
+    unsigned char header[MAX_HEADER];
+    Py_ssize_t size, waiting = -1;
+    PyObject *outbox = PyObject_GetAttr(connection, name_outbox), *number = NULL, *wire = NULL;
+    const char *payload = NULL;
+    int result = -1;
+    if (outbox && (number = PyObject_GetAttr(outbox, name_size)))
+        waiting = PyLong_AsSsize_t(number);
+    Py_XDECREF(number);
+    if (waiting < 0)
+        goto end;
+    result = 1;
+    if (waiting >= self->mark)
+        goto end;
+    result = -1;
+    if (PyUnicode_Check(reply))
+        payload = PyUnicode_AsUTF8AndSize(reply, &size);
+    else
+        PyBytes_AsStringAndSize(reply, (char **)&payload, &size);
+    if (!payload)
+        goto end;
+    self->replies++;
+    size_t header_size = make_header(header, PyUnicode_Check(reply) ? TEXT : BINARY, size);
+    if (is_last && !waiting) {
+        size_t sent = send_frame(self, header, header_size, payload, size);
+        result = 0;
+        if (sent == header_size + size)
+            goto end;
+        wire = make_rest(header, header_size, sent, reply, payload, size);
+        result = wire ? call(outbox, name_write, wire) : -1;
+    } else {
+        wire = make_wire(header, header_size, reply, payload, size);
+        result = wire ? call(connection, name_hold, wire) : -1;
+    }
+end:
+    Py_XDECREF(wire);
+    Py_XDECREF(outbox);
+    return result;
+}
+
+PyDoc_STRVAR(serve_doc,
+             "serve(due, context, listener, client, text_name, binary_name, connection, worker)\n\n"
+             "Take messages off the end of `due`, run the listener's callback for each in `context`\n"
+             "and send its reply. `None` when none is left or their turn is over; else a reply for\n"
+             "Python to send: no `str` or `bytes`, or there is no room for it. Raises what the\n"
+             "callback does, which may block; `callback` is its name.");
+
+static PyObject *Stream_serve(Stream *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 8 || !PyList_CheckExact(args[0]) || !PyUnicode_CheckExact(args[4]) ||
+        !PyUnicode_CheckExact(args[5])) {
+        PyErr_SetString(PyExc_TypeError, "serve() takes a list, two names and five objects");
+        return NULL;
+    }
+    PyObject *due = args[0], *context = args[1], *client = args[3], *connection = args[6];
+    PyObject *worker = args[7], *left = NULL;
+    PyObject *locals = PyObject_GenericGetDict(worker, NULL);
+    PyObject *links = PyObject_GetAttr(worker, name_links);
+    if (!locals || !links || PyContext_Enter(context) < 0)
+        goto end;
+    Py_ssize_t rest = PyList_GET_SIZE(due);
+    double ends = rest > 1 ? now() + self->turn : 0;
+    int result = 0;
+    while (result == 0 && rest > 0) {
+        PyObject *message = PyList_GET_ITEM(due, rest - 1);
+        Py_INCREF(message);
+        PyObject *name = PyBytes_CheckExact(message) ? args[5] : args[4];
+        result = PyList_SetSlice(due, rest - 1, rest, NULL);
+        if (result == 0 && PyUnicode_GET_LENGTH(name)) {
+            Py_INCREF(name);
+            Py_XSETREF(self->callback, name);
+            PyObject *call_args[] = {args[2], client, message};
+            PyObject *reply = PyObject_VectorcallMethod(name, call_args, 3, NULL);
+            result = reply ? 0 : -1;
+            /* Nothing of a callback's greenlet-locals is there for the next one. */
+            if (reply && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
+                result = call(worker, name_forget, NULL);
+            rest = PyList_GET_SIZE(due); /* closing drops what is left */
+            if (result == 0 && reply != Py_None) {
+                int is_plain = PyUnicode_CheckExact(reply) || PyBytes_CheckExact(reply);
+                result = is_plain ? answer(self, reply, connection, rest == 0) : 1;
+                if (result > 0)
+                    left = Py_NewRef(reply);
+            }
+            Py_XDECREF(reply);
+        } else {
+            rest = PyList_GET_SIZE(due);
+        }
+        Py_DECREF(message);
+        if (rest && now() > ends)
+            break;
+    }
+    if (PyContext_Exit(context) < 0)
+        result = -1;
+    if (result < 0)
+        Py_CLEAR(left);
+    else if (!left)
+        left = Py_NewRef(Py_None);
+end:
+    Py_XDECREF(locals);
+    Py_XDECREF(links);
+    return left;
 }
 
 /* -- the module -------------------------------------------------------------------------------- */
 
 static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "max_size", NULL};
-    return PyArg_ParseTupleAndKeywords(args, kwargs, "in", names, &self->fd, &self->max_size) ? 0
-                                                                                              : -1;
+    static char *names[] = {"fd", "max_size", "mark", "turn", NULL};
+    self->is_open = 1;
+    return PyArg_ParseTupleAndKeywords(args, kwargs, "innd", names, &self->fd, &self->max_size,
+                                       &self->mark, &self->turn)
+               ? 0
+               : -1;
 }
 
 static void Stream_dealloc(Stream *self)
 {
     PyMem_Free(self->kept);
     Py_XDECREF(self->message);
+    Py_XDECREF(self->callback);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -428,11 +605,16 @@ static PyObject *Stream_is_idle(Stream *self, void *ignored)
 
 static PyMethodDef stream_methods[] = {
     {"read", (PyCFunction)Stream_read, METH_NOARGS, read_doc},
+    {"serve", (PyCFunction)(void (*)(void))Stream_serve, METH_FASTCALL, serve_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef stream_members[] = {
     {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), READONLY, "Bytes read."},
+    {"bytes_sent", T_ULONGLONG, offsetof(Stream, bytes_sent), READONLY, "Bytes sent."},
+    {"replies", T_ULONGLONG, offsetof(Stream, replies), 0, "Messages sent or queued; to be reset."},
+    {"is_open", T_BOOL, offsetof(Stream, is_open), 0, "False once nothing may be sent any more."},
+    {"callback", T_OBJECT, offsetof(Stream, callback), READONLY, "The last one's name."},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -444,7 +626,8 @@ static PyGetSetDef stream_getset[] = {
 static PyTypeObject stream_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Stream",
     .tp_doc = "The server's end of one connection: a non-blocking TCP socket's descriptor, which\n"
-              "stays its owner's, and the largest message in bytes that is taken.",
+              "stays its owner's; the largest message that is taken, and the mark of the outbox,\n"
+              "in bytes; how long a turn is, in seconds.",
     .tp_basicsize = sizeof(Stream),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = PyType_GenericNew,
@@ -470,6 +653,14 @@ static PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__speedups(void)
 {
+    struct {
+        PyObject **name;
+        const char *text;
+    } names[] = {{&name_size, "size"},     {&name_write, "write"},  {&name_hold, "hold"},
+                 {&name_outbox, "outbox"}, {&name_links, "links"}, {&name_forget, "forget_locals"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!*names[i].name && !(*names[i].name = PyUnicode_InternFromString(names[i].text)))
+            return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (!module || PyType_Ready(&utf8_type) < 0 || PyType_Ready(&stream_type) < 0)
         return NULL;

@@ -1,10 +1,30 @@
+from contextvars import Context
+
 class Stream:
-    def __init__(self, fd: int, max_size: int) -> None: ...
+    def __init__(self, fd: int, max_size: int, mark: int, turn: float) -> None: ...
+    is_open: bool
+    replies: int
     @property
     def bytes_received(self) -> int: ...
     @property
+    def bytes_sent(self) -> int: ...
+    @property
+    def callback(self) -> str: ...
+    @property
     def is_idle(self) -> bool: ...
     def read(self) -> list[str | bytes] | tuple[list[str | bytes], bytes] | bytes | None: ...
+    def serve(
+        self,
+        due: list[str | bytes],
+        context: Context,
+        listener: object,
+        client: object,
+        text_name: str,
+        binary_name: str,
+        connection: object,
+        worker: object,
+        /,
+    ) -> object: ...
 
 def pack(
     data: str | bytes | bytearray | memoryview, compress: bool = True, /

@@ -30,6 +30,7 @@ from wsmiddleware.net.connection import Connection
 from wsmiddleware.net.dial import Dialled, dial
 from wsmiddleware.net.pool import Worker
 from wsmiddleware.net.reactor import Reactor
+from wsmiddleware.net.receiver import TURN
 from wsmiddleware.options import ClientOptions
 from wsmiddleware.protocol.engine import Engine, Ping, Pong
 from wsmiddleware.protocol.frames import CloseCode
@@ -296,9 +297,13 @@ class _Events:
         worker.rest()
         self._upkeep.send_waiting(self._connection)
 
-    def received(self, message: str | bytes | Ping | Pong, worker: Worker) -> None:
-        self._upkeep.notifier.receive(message)
-        worker.rest()
+    def received(self, due: list[str | bytes | Ping | Pong], worker: Worker) -> None:
+        ends = time.perf_counter() + TURN
+        while due:
+            self._upkeep.notifier.receive(due.pop())
+            worker.rest()
+            if time.perf_counter() > ends:
+                return
 
     def unlist(self) -> None:
         self._upkeep.is_ready = False
@@ -319,7 +324,7 @@ class _Events:
             f" (sent {connection.sent_code})" if connection.sent_code else "",
             connection.close_reason,
             connection.bytes_received,
-            connection.outbox.bytes_sent,
+            connection.bytes_sent,
             lifetime,
         )
         upkeep.ended(lifetime)

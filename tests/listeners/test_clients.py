@@ -125,10 +125,10 @@ def test_send_uncompressed(room: MakeRoom) -> None:
         client = only_client(served)
         sizes = []
         for compress in (True, False):
-            before = client._connection.outbox.bytes_sent
+            before = client._connection.bytes_sent
             client.send(text, compress=compress)
             assert ws.recv(5) == text
-            sizes.append(client._connection.outbox.bytes_sent - before)
+            sizes.append(client._connection.bytes_sent - before)
     assert sizes[0] < 100 < len(text) < sizes[1]
 
 
@@ -390,7 +390,7 @@ def test_broadcast_serves_every_form_at_once(room: MakeRoom) -> None:
         wait_until(lambda: served.wsclients.size() == 2)
         served.wsclients.broadcast(text)
         assert plain.recv(5) == compressed.recv(5) == text
-        sizes = [member.connection.outbox.bytes_sent for member in served.channel.members()]
+        sizes = [member.connection.bytes_sent for member in served.channel.members()]
         assert sizes[1] < 200 < len(text) < sizes[0]
 
 

@@ -346,7 +346,8 @@ def test_replies_do_not_wait_for_a_batch_that_computes(serve: Serve, writes: lis
     with peer_of(serve(middleware_for(Log().listener(on_message=on_message)))) as peer:
         peer.send(*(frame(TEXT, f"{n:04}") for n in range(5)))
         assert [peer.read_text() for _ in range(5)] == [f"{n:04}" for n in range(5)]
-    assert writes[:5] == [6] * 5
+    # The last may go by the C extension.
+    assert writes in ([6] * 4, [6] * 5)
 
 
 # -- a listener that does not keep up ---------------------------------------------------------

@@ -13,8 +13,10 @@ from gevent.lock import BoundedSemaphore
 from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError
 from wsmiddleware.listeners.clients import to_data
 from wsmiddleware.net.pool import CallbackStopped
+from wsmiddleware.net.receiver import TURN
 
 if TYPE_CHECKING:
+    from wsmiddleware._speedups import Stream
     from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.listeners.channel import Channel
     from wsmiddleware.listeners.clients import WsClient
@@ -128,29 +130,75 @@ class Member:
         finally:
             self._async_worker = None
 
-    def received(self, message: str | bytes, worker: Worker) -> Wire | None:
-        """Run the callback for one message; its reply as it goes over the wire."""
-        name = self._channel.text_callback
-        if type(message) is bytes:
-            name = self._channel.binary_callback
-        if not name:
-            return None
+    def received(self, due: list[str | bytes], worker: Worker) -> None:
+        """Run the callback for each message and send its reply, in order, as long as a turn is."""
         if self._turn is not None or self._scope is not None:
-            return self._call_in_turn(worker, self._context, name, self.wsclient, message)
-        # `_call` for the everyday case: 0.6 instead of 0.9 µs, of less than 2 for each of many.
-        connection, context = self.connection, self._context
-        worker.deadline = connection.reactor.now + self._timeout
-        try:
-            reply = context.run(getattr(self.listener, name), self.wsclient, message)
-            if reply is None:
-                return None
-            if type(reply) is not str:
-                reply = to_data(reply)
-            return connection.encode(reply, True)
-        except BaseException as exc:
-            return self._raised(exc, worker, context, name)
-        finally:
+            self._receive_in_turn(due, worker)
+        elif self.connection.stream is not None:
+            self._receive_by(self.connection.stream, due, worker)
+        else:
+            self._receive(due, worker)
+
+    def _receive_in_turn(self, due: list[str | bytes], worker: Worker) -> None:
+        ends = time.perf_counter() + TURN
+        while due:
+            message = due.pop()
+            name = self._name_for(message)
+            if name:
+                wire = self._call_in_turn(worker, self._context, name, self.wsclient, message)
+                if wire is not None:
+                    self.connection.reply(wire)
+            if time.perf_counter() > ends:
+                return
+
+    def _receive(self, due: list[str | bytes], worker: Worker) -> None:
+        # `_call` for the everyday case: of sixteen messages at once a quarter.
+        connection, context, wsclient = self.connection, self._context, self.wsclient
+        reactor, encode, run = connection.reactor, connection.encode, context.run
+        ends = time.perf_counter() + TURN
+        while due:
+            message = due.pop()
+            name = self._name_for(message)
+            if not name:
+                continue
+            worker.deadline = reactor.now + self._timeout
+            try:
+                reply = run(getattr(self.listener, name), wsclient, message)
+                if reply is None:
+                    wire = None
+                else:
+                    wire = encode(reply if type(reply) is str else to_data(reply), True)
+            except BaseException as exc:
+                wire = self._raised(exc, worker, context, name)
             worker.rest()
+            if wire is not None:
+                connection.reply(wire)
+            if time.perf_counter() > ends:
+                return
+
+    def _receive_by(self, stream: Stream, due: list[str | bytes], worker: Worker) -> None:
+        """The same by the C extension, up to what it leaves to us: an odd reply, an exception."""
+        connection, channel = self.connection, self._channel
+        while due:
+            worker.deadline = connection.reactor.now + self._timeout
+            try:
+                reply = stream.serve(
+                    due, self._context, self.listener, self.wsclient, channel.text_callback,
+                    channel.binary_callback, connection, worker,
+                )  # fmt: skip
+                if reply is None:
+                    return
+                wire = connection.encode(to_data(reply), True)
+            except BaseException as exc:
+                wire = self._raised(exc, worker, self._context, stream.callback)
+            finally:
+                worker.rest()
+            if wire is not None:
+                connection.reply(wire)
+
+    def _name_for(self, message: str | bytes) -> str:
+        channel = self._channel
+        return channel.binary_callback if type(message) is bytes else channel.text_callback
 
     def unlist(self) -> None:
         """The connection is no longer open. Any greenlet; never blocks."""
@@ -176,7 +224,7 @@ class Member:
             f" (sent {connection.sent_code})" if connection.sent_code not in (0, code) else "",
             connection.close_reason,
             connection.bytes_received,
-            connection.outbox.bytes_sent,
+            connection.bytes_sent,
             time.monotonic() - self._opened_at,
         )
         channel.finished()

@@ -12,14 +12,13 @@ else belongs to the thread of the reactor.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
 from wsmiddleware.net.link import RECV_SIZE, Link, State
-from wsmiddleware.net.receiver import NOBODY, Receiver
+from wsmiddleware.net.receiver import NOBODY, TURN, Receiver
 from wsmiddleware.net.throttle import Throttle
 from wsmiddleware.net.transport import TcpTransport
 from wsmiddleware.protocol.engine import Close, Event, Fail, Ping, Pong
@@ -41,8 +40,6 @@ _FRAMES_PER_TURN = 256
 #: What may wait in the inbox behind a callback that blocks, before reading stops.
 _INBOX_MESSAGES = 256
 _INBOX_BYTES = 262144
-#: Callbacks of one connection run for this long before others get a turn, in seconds.
-_TURN = 0.005
 
 
 class Connection(Link):
@@ -50,39 +47,53 @@ class Connection(Link):
 
     __slots__ = (
         "_bytes_received",
+        "_due",
         "_inbox",
         "_is_discarding",
         "_is_opened",
+        "_is_resume_due",
         "_is_told_of_pings",
         "_reader",
-        "_stream",
         "_throttle",
+        "stream",
     )
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._bytes_received = 0
-        #: The C extension, where it can read this connection, and itself while it does.
-        self._stream = self._reader = self._make_stream()
+        #: The C extension, where it can serve this connection.
+        self.stream = self._make_stream()
+        #: The same, while it reads.
+        self._reader = self.stream
+        #: Messages that wait for a worker, and in reverse those that one is at.
         self._inbox: list[str | bytes] = []
+        self._due: list[str | bytes] = []
         self._is_discarding = False
         self._is_opened = False
+        self._is_resume_due = False
         self._is_told_of_pings = False
         self._throttle: Throttle | None = None
         if self._settings.max_message_rate:
             self._throttle = Throttle(self.reactor.loop, self._settings.max_message_rate)
 
     def _make_stream(self) -> _Stream | None:
-        is_plain = isinstance(self._transport, TcpTransport) and not self._engine.is_client
-        # Under a rate messages are counted out one by one.
-        if Stream is None or not is_plain or self._settings.max_message_rate:
+        is_plain = isinstance(self._transport, TcpTransport) and self._engine.is_plain
+        # Under a rate messages are counted out one by one; a trace has a line for each.
+        is_counted = self._settings.max_message_rate or self.is_traced
+        if Stream is None or not is_plain or is_counted:
             return None
-        return Stream(self._transport.fileno(), self._engine.max_message_size)
+        size, mark = self._engine.max_message_size, self._settings.send_queue_size
+        return Stream(self._transport.fileno(), size, mark, TURN)
 
     @property
     def bytes_received(self) -> int:
         """Bytes that have come."""
-        return self._bytes_received + (self._stream.bytes_received if self._stream else 0)
+        return self._bytes_received + (self.stream.bytes_received if self.stream else 0)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that have gone."""
+        return self.outbox.bytes_sent + (self.stream.bytes_sent if self.stream else 0)
 
     # -- reading, in the hub ------------------------------------------------------------------
 
@@ -114,9 +125,9 @@ class Connection(Link):
         except OSError as exc:
             self.lost(exc)
             return
-        if isinstance(found, list):
+        if type(found) is list:
             self._receive_messages(found)
-        elif isinstance(found, tuple):
+        elif type(found) is tuple:
             # Something for the engine, and the messages that stand before it.
             self._accept(found[0])
             self._receive(found[1])
@@ -127,12 +138,12 @@ class Connection(Link):
             self.lost(None)
 
     def _receive_messages(self, messages: list[str | bytes]) -> None:
-        """Run what the extension has read. Must not raise."""
+        """Have run what the extension has read. Must not raise."""
         self._accept(messages)
         if self._inbox:
             if self._worker is None:
-                self.reactor.pool.run(self._run)
-            if self._inbox:
+                self.reactor.pool.submit(self._run)
+            else:
                 self._pause_if_needed()
 
     def _accept(self, messages: list[str | bytes]) -> None:
@@ -145,15 +156,18 @@ class Connection(Link):
             self._inbox += messages
 
     def _receive(self, data: bytes) -> None:
-        """Parse `data` and run what it brought. Must not raise."""
+        """Parse `data` and have run what it brought. Must not raise."""
         try:
             self._take(data)
-            if self._stream is not None:
+            if self.stream is not None:
                 # Not in the middle of what the engine has begun.
-                self._reader = self._stream if self._engine.is_idle else None
+                self._reader = self.stream if self._engine.is_idle else None
             if self._worker is None and (self._inbox or self._ending):
-                self.reactor.pool.run(self._run)
-            if self._engine.more or self._inbox or self._throttle is not None:
+                self.reactor.pool.submit(self._run)
+                is_waiting = False
+            else:
+                is_waiting = bool(self._inbox)
+            if self._engine.more or is_waiting or self._throttle is not None:
                 self._pause_if_needed()
         except Exception:
             _log.exception("%s: internal error while reading, please report it", self.name)
@@ -206,7 +220,7 @@ class Connection(Link):
             self._throttle.start(self._resume)
         elif self._engine.more:
             self._pause()
-            self.reactor.next_turn(self._resume)
+            self._resume_soon()
         elif self._is_inbox_full():
             self._pause()
 
@@ -218,8 +232,15 @@ class Connection(Link):
         inbox = self._inbox
         return len(inbox) >= _INBOX_MESSAGES or sum(map(len, inbox)) >= _INBOX_BYTES
 
+    def _resume_soon(self) -> None:
+        # Once a turn, whoever asks: a second one would hand a flood a second turn.
+        if not self._is_resume_due:
+            self._is_resume_due = True
+            self.reactor.next_turn(self._resume)
+
     def _resume(self) -> None:
         """Go on reading, if nothing is in the way."""
+        self._is_resume_due = False
         if not self._is_paused or self._ending is not None or self.state is State.CLOSED:
             return
         if self._throttle is not None and not self._throttle.allowance():
@@ -235,14 +256,20 @@ class Connection(Link):
     def _discard_input(self) -> None:
         self._is_discarding = True
         self._inbox.clear()
+        self._due.clear()
         self._read_nothing_more()
         if self._is_paused:
-            self.reactor.next_turn(self._resume)  # the peer's close frame must be read
+            self._resume_soon()  # the peer's close frame must be read
 
     def _read_nothing_more(self) -> None:
         if self._throttle is not None:
             self._throttle.stop()
             self._throttle = None
+
+    def _set_state(self, state: State) -> None:
+        if self.stream is not None:
+            self.stream.is_open = False  # nothing leads back to OPEN
+        super()._set_state(state)
 
     # -- callbacks, in a worker ---------------------------------------------------------------
 
@@ -266,33 +293,35 @@ class Connection(Link):
         finally:
             self._worker = None
         if self._is_paused:
-            self.reactor.next_turn(self._resume)
+            self._resume_soon()
 
     def _run_batch(self, worker: Worker) -> None:
-        batch, self._inbox = self._inbox, []
+        due, self._inbox = self._inbox, []
+        self._due = due
+        self._metrics.messages_received += len(due)
+        due.reverse()
         if self._is_paused:
-            self.reactor.next_turn(self._resume)
-        received = self._receiver.received
-        last = len(batch) - 1
-        self._metrics.messages_received += last + 1
-        started = time.perf_counter() if last else 0.0
-        for index, message in enumerate(batch):
-            if self._is_discarding:
-                return
-            wire = received(message, worker)
-            if wire is not None:
-                self._reply(wire, is_last=index == last)
-            if index != last and time.perf_counter() - started > _TURN:
-                self.reactor.pause()
-                started = time.perf_counter()
+            self._resume_soon()
+        self._receiver.received(due, worker)
+        while due:
+            self.reactor.pause()
+            self._receiver.received(due, worker)
+        if self.stream is not None:
+            self._count_replies(self.stream)
         if self.outbox.size:
             self.outbox.flush()
 
-    def _reply(self, wire: Wire, *, is_last: bool) -> None:
+    def _count_replies(self, stream: _Stream) -> None:
+        """Take over what the extension has counted."""
+        self._metrics.messages_sent += stream.replies
+        stream.replies = 0
+        self.keepalive.last_message = self.reactor.now
+
+    def reply(self, wire: Wire) -> None:
+        """Send what a callback returned, from its worker. May block for room; raises nothing."""
         if self.state is not _OPEN:
             return  # nobody is there any more to be answered
-        outbox = self.outbox
-        if outbox.size >= self._settings.send_queue_size:
+        if self.outbox.size >= self._settings.send_queue_size:
             try:
                 self._make_room(wait=True)
             except (ConnectionClosed, SlowConsumerError):
@@ -301,13 +330,10 @@ class Connection(Link):
         self._metrics.messages_sent += 1
         if self.is_traced:
             self._trace_sent(wire)
-        if is_last:
-            outbox.write(wire)
-            return
-        outbox.hold(wire)
-        if not self._is_flush_due:
-            self._is_flush_due = True
-            self.reactor.loop.run_callback(self._flush_due)
+        if self._due:
+            self.hold(wire)
+        else:
+            self.outbox.write(wire)
 
     def _trace_received(self, messages: Iterable[object]) -> None:
         for message in messages:

@@ -200,9 +200,9 @@ class Link:
         if self._worker is None:
             self.outbox.write(wire)
         else:
-            self._hold(wire)
+            self.hold(wire)
 
-    def _hold(self, wire: Wire) -> None:
+    def hold(self, wire: Wire) -> None:
         """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
         self.outbox.hold(wire)
         if not self._is_flush_due:
@@ -221,7 +221,7 @@ class Link:
             # and does not read costs one payload.
             self._pong = payload
         else:
-            self._hold(self._engine.control(Opcode.PONG, payload))
+            self.hold(self._engine.control(Opcode.PONG, payload))
 
     def _make_room(self, *, wait: bool) -> bool:
         """See to it that the outbox is below its mark; `False` where the message is dropped."""

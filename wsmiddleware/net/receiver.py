@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from wsmiddleware.net.pool import Worker
-    from wsmiddleware.protocol.frames import Wire
 
-__all__ = ["NOBODY", "Receiver"]
+__all__ = ["NOBODY", "TURN", "Receiver"]
+
+#: Callbacks of one connection run for this long before others get a turn, in seconds.
+TURN = 0.005
 
 
 class Receiver(Protocol):
@@ -21,8 +23,8 @@ class Receiver(Protocol):
     def opened(self, worker: Worker) -> None:
         """The first call."""
 
-    def received(self, message: str | bytes, worker: Worker) -> Wire | None:
-        """One message; what it returns goes to the peer as it is."""
+    def received(self, due: list[str | bytes], worker: Worker) -> None:
+        """Take messages off the end of `due`, until none is left or it has taken `TURN`."""
 
     def unlist(self) -> None:
         """The connection is no longer open. From any greenlet; must not block."""
@@ -35,7 +37,7 @@ class _Nobody:
     """Takes the receiver's place at the end, so that nothing keeps the two of them alive."""
 
     def opened(self, worker: Worker) -> None: ...
-    def received(self, message: str | bytes, worker: Worker) -> Wire | None: ...
+    def received(self, due: list[str | bytes], worker: Worker) -> None: ...
     def unlist(self) -> None: ...
     def closed(self, worker: Worker) -> None: ...
 
