@@ -35,7 +35,7 @@ class Link:
         for end in (self.near, self.far):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self.stream: Any = speedups.Stream(self.near.fileno(), max_size)
+        self.stream: Any = speedups.Stream(self.near.fileno(), max_size, 1 << 20, 0.005)
         self.engine = Engine(max_message_size=max_size)
         self.has_left = False
 
@@ -171,7 +171,7 @@ def test_stream_tells_what_is_no_data(link: Link) -> None:
 
 def test_stream_raises_what_the_socket_says() -> None:
     assert speedups.Stream
-    stream = speedups.Stream(-1, 100)
+    stream = speedups.Stream(-1, 100, 1 << 20, 0.005)
     with pytest.raises(OSError, match="Bad file descriptor"):
         stream.read()
 

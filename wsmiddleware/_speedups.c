@@ -31,11 +31,15 @@ static unsigned char buffer[BUFFER_SIZE + LARGE];
 typedef struct {
     PyObject_HEAD
     int fd;
-    char is_open; /* the connection's state, as `serve` must know it */
+    char is_open;  /* the connection's state, as must be known before something is sent */
+    char has_sent; /* a message has gone since somebody has looked */
     Py_ssize_t max_size, mark;
     double turn;
     unsigned long long bytes_received, bytes_sent, replies;
     PyObject *callback; /* the name of the one that `serve` has called last */
+    /* Replies that share a write: frames, while nothing waits in the outbox. */
+    unsigned char *pending;
+    size_t pending_size, pending_room;
     /* A header, or a small binary frame, that is not complete: its bytes as they came. */
     unsigned char *kept;
     size_t kept_size;
@@ -415,32 +419,41 @@ static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count)
     return wire;
 }
 
-/* -- callbacks --------------------------------------------------------------------------------- */
+/* -- sending ----------------------------------------------------------------------------------- */
 
-static PyObject *name_size, *name_write, *name_hold, *name_outbox, *name_links, *name_forget;
+static PyObject *name_connection, *name_outbox, *name_size, *name_write, *name_hold;
 
-static double now(void)
+/* Python's `object.method(argument)`, or without one. */
+static int call(PyObject *object, PyObject *method, PyObject *argument)
 {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec + time.tv_nsec / 1e9;
+    PyObject *result = argument ? PyObject_CallMethodOneArg(object, method, argument)
+                                : PyObject_CallMethodNoArgs(object, method);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
 }
 
-/* Header and payload in one system call; how much of them went. An error is for the outbox, which
- * meets it again. */
+/* How many bytes went: 0 on an error, which the outbox will meet again. */
+static size_t send_bytes(Stream *self, const void *data, size_t size)
+{
+    ssize_t sent = send(self->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0)
+        return 0;
+    self->bytes_sent += sent;
+    return sent;
+}
+
+/* The same for header and payload: small ones as one piece, large ones by one system call. */
 static size_t send_frame(Stream *self, const unsigned char *header, size_t header_size,
                          const char *payload, size_t size)
 {
-    ssize_t sent;
     if (size < LARGE) {
         memcpy(buffer, header, header_size);
         memcpy(buffer + header_size, payload, size);
-        sent = send(self->fd, buffer, header_size + size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    } else {
-        struct iovec parts[] = {{(void *)header, header_size}, {(void *)payload, size}};
-        struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
-        sent = sendmsg(self->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        return send_bytes(self, buffer, header_size + size);
     }
+    struct iovec parts[] = {{(void *)header, header_size}, {(void *)payload, size}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    ssize_t sent = sendmsg(self->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0)
         return 0;
     self->bytes_sent += sent;
@@ -460,57 +473,116 @@ static PyObject *make_rest(const unsigned char *header, size_t header_size, size
     return rest;
 }
 
-static int call(PyObject *object, PyObject *method, PyObject *argument)
+/* Bytes that wait in the outbox; -1 with an exception. */
+static Py_ssize_t get_waiting(PyObject *outbox)
 {
-    PyObject *result = argument ? PyObject_CallMethodOneArg(object, method, argument)
-                                : PyObject_CallMethodNoArgs(object, method);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
+    PyObject *size = PyObject_GetAttr(outbox, name_size);
+    Py_ssize_t waiting = size ? PyLong_AsSsize_t(size) : -1;
+    Py_XDECREF(size);
+    return waiting;
+}
+
+static void drop_pending(Stream *self)
+{
+    PyMem_Free(self->pending);
+    self->pending = NULL;
+    self->pending_size = self->pending_room = 0;
+}
+
+/* Send the pending replies; the outbox gets what the socket does not take. */
+static int flush_pending(Stream *self, PyObject *outbox)
+{
+    size_t size = self->pending_size, sent = send_bytes(self, self->pending, size);
+    PyObject *rest = NULL;
+    if (sent < size)
+        rest = PyBytes_FromStringAndSize((char *)self->pending + sent, size - sent);
+    drop_pending(self);
+    int result = sent == size ? 0 : rest ? call(outbox, name_write, rest) : -1;
+    Py_XDECREF(rest);
+    return result;
+}
+
+PyDoc_STRVAR(take_pending_doc, "Give up the replies that were to share a write: bytes or `None`.");
+
+static PyObject *Stream_take_pending(Stream *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (!self->pending)
+        Py_RETURN_NONE;
+    PyObject *taken = PyBytes_FromStringAndSize((char *)self->pending, self->pending_size);
+    drop_pending(self);
+    return taken;
+}
+
+/* One more reply, where it fits: 0. */
+static int append_pending(Stream *self, const unsigned char *header, size_t header_size,
+                          const char *payload, size_t size)
+{
+    size_t needed = self->pending_size + header_size + size;
+    if (needed > self->pending_room) {
+        size_t room = 2 * needed < 512 ? 512 : 2 * needed;
+        unsigned char *grown = PyMem_Realloc(self->pending, room);
+        if (!grown) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        self->pending = grown, self->pending_room = room;
+    }
+    memcpy(self->pending + self->pending_size, header, header_size);
+    memcpy(self->pending + self->pending_size + header_size, payload, size);
+    self->pending_size = needed;
+    return 0;
 }
 
 /* Send a `str` or `bytes` behind what waits, the last of a turn at once: 0. 1 when there is no room
  * for it, -1 with an exception. */
-static int answer(Stream *self, PyObject *reply, PyObject *connection, int is_last)
+static int answer(Stream *self, PyObject *reply, PyObject *connection, PyObject *outbox, int is_last)
 {
     if (!self->is_open)
         return 0; /* nobody is there any more */
     unsigned char header[MAX_HEADER];
-    Py_ssize_t size, waiting = -1;
-    PyObject *outbox = PyObject_GetAttr(connection, name_outbox), *number = NULL, *wire = NULL;
+    Py_ssize_t size, waiting = get_waiting(outbox);
     const char *payload = NULL;
-    int result = -1;
-    if (outbox && (number = PyObject_GetAttr(outbox, name_size)))
-        waiting = PyLong_AsSsize_t(number);
-    Py_XDECREF(number);
-    if (waiting < 0)
-        goto end;
-    result = 1;
-    if (waiting >= self->mark)
-        goto end;
-    result = -1;
+    if (waiting < 0 || waiting >= self->mark)
+        return waiting < 0 ? -1 : 1;
     if (PyUnicode_Check(reply))
         payload = PyUnicode_AsUTF8AndSize(reply, &size);
     else
         PyBytes_AsStringAndSize(reply, (char **)&payload, &size);
     if (!payload)
-        goto end;
-    self->replies++;
+        return -1;
     size_t header_size = make_header(header, PyUnicode_Check(reply) ? TEXT : BINARY, size);
+    self->replies++;
+    self->has_sent = 1;
+    if (!waiting && (self->pending || !is_last) && self->pending_size + size < LARGE)
+        return append_pending(self, header, header_size, payload, size);
+    if (self->pending && flush_pending(self, outbox) < 0)
+        return -1;
+    PyObject *wire;
+    int result;
     if (is_last && !waiting) {
         size_t sent = send_frame(self, header, header_size, payload, size);
-        result = 0;
         if (sent == header_size + size)
-            goto end;
+            return 0;
         wire = make_rest(header, header_size, sent, reply, payload, size);
         result = wire ? call(outbox, name_write, wire) : -1;
     } else {
         wire = make_wire(header, header_size, reply, payload, size);
         result = wire ? call(connection, name_hold, wire) : -1;
     }
-end:
     Py_XDECREF(wire);
-    Py_XDECREF(outbox);
     return result;
+}
+
+/* -- callbacks --------------------------------------------------------------------------------- */
+
+static PyObject *name_links, *name_forget, *name_flush_soon;
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
 }
 
 PyDoc_STRVAR(serve_doc,
@@ -529,15 +601,16 @@ static PyObject *Stream_serve(Stream *self, PyObject *const *args, Py_ssize_t co
     }
     PyObject *due = args[0], *context = args[1], *client = args[3], *connection = args[6];
     PyObject *worker = args[7], *left = NULL;
+    PyObject *outbox = PyObject_GetAttr(connection, name_outbox);
     PyObject *locals = PyObject_GenericGetDict(worker, NULL);
     PyObject *links = PyObject_GetAttr(worker, name_links);
-    if (!locals || !links || PyContext_Enter(context) < 0)
+    if (!outbox || !locals || !links || PyContext_Enter(context) < 0)
         goto end;
     Py_ssize_t rest = PyList_GET_SIZE(due);
     double ends = rest > 1 ? now() + self->turn : 0;
-    int result = 0;
+    int result = 0, is_pending = 0;
     while (result == 0 && rest > 0) {
-        PyObject *message = PyList_GET_ITEM(due, rest - 1);
+        PyObject *message = PyList_GET_ITEM(due, rest - 1), *reply = NULL;
         Py_INCREF(message);
         PyObject *name = PyBytes_CheckExact(message) ? args[5] : args[4];
         result = PyList_SetSlice(due, rest - 1, rest, NULL);
@@ -545,36 +618,111 @@ static PyObject *Stream_serve(Stream *self, PyObject *const *args, Py_ssize_t co
             Py_INCREF(name);
             Py_XSETREF(self->callback, name);
             PyObject *call_args[] = {args[2], client, message};
-            PyObject *reply = PyObject_VectorcallMethod(name, call_args, 3, NULL);
+            reply = PyObject_VectorcallMethod(name, call_args, 3, NULL);
             result = reply ? 0 : -1;
             /* Nothing of a callback's greenlet-locals is there for the next one. */
             if (reply && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
                 result = call(worker, name_forget, NULL);
-            rest = PyList_GET_SIZE(due); /* closing drops what is left */
-            if (result == 0 && reply != Py_None) {
-                int is_plain = PyUnicode_CheckExact(reply) || PyBytes_CheckExact(reply);
-                result = is_plain ? answer(self, reply, connection, rest == 0) : 1;
-                if (result > 0)
-                    left = Py_NewRef(reply);
-            }
-            Py_XDECREF(reply);
-        } else {
-            rest = PyList_GET_SIZE(due);
         }
+        rest = PyList_GET_SIZE(due); /* closing drops what is left */
+        if (result == 0 && reply && reply != Py_None) {
+            int is_plain = PyUnicode_CheckExact(reply) || PyBytes_CheckExact(reply);
+            result = is_plain ? answer(self, reply, connection, outbox, rest == 0) : 1;
+            if (result > 0)
+                left = Py_NewRef(reply);
+            /* The next callback may block. */
+            if (result == 0 && rest && self->pending && !is_pending)
+                is_pending = 1, result = call(connection, name_flush_soon, NULL);
+        }
+        Py_XDECREF(reply);
         Py_DECREF(message);
         if (rest && now() > ends)
             break;
     }
     if (PyContext_Exit(context) < 0)
         result = -1;
+    if (self->pending) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        if (flush_pending(self, outbox) < 0) {
+            result = -1;
+            Py_XDECREF(type);
+            Py_XDECREF(value);
+            Py_XDECREF(traceback);
+        } else {
+            PyErr_Restore(type, value, traceback);
+        }
+    }
     if (result < 0)
         Py_CLEAR(left);
     else if (!left)
         left = Py_NewRef(Py_None);
 end:
+    Py_XDECREF(outbox);
     Py_XDECREF(locals);
     Py_XDECREF(links);
     return left;
+}
+
+/* -- broadcasts -------------------------------------------------------------------------------- */
+
+static PyTypeObject stream_type;
+static PyObject *name_stream;
+
+/* Send `wire` to a member whose connection has nothing else to send: 1. 0 when it is for Python,
+ * -1 with an exception. */
+static int deliver_to(PyObject *member, PyObject *wire)
+{
+    PyObject *connection = PyObject_GetAttr(member, name_connection), *outbox = NULL;
+    PyObject *stream = connection ? PyObject_GetAttr(connection, name_stream) : NULL;
+    int result = stream ? 0 : -1;
+    if (stream && Py_IS_TYPE(stream, &stream_type)) {
+        Stream *self = (Stream *)stream;
+        outbox = self->is_open && !self->pending ? PyObject_GetAttr(connection, name_outbox) : NULL;
+        Py_ssize_t waiting = outbox ? get_waiting(outbox) : -1;
+        if (PyErr_Occurred()) {
+            result = -1;
+        } else if (waiting == 0) {
+            size_t size = PyBytes_GET_SIZE(wire);
+            size_t sent = send_bytes(self, PyBytes_AS_STRING(wire), size);
+            self->has_sent = 1;
+            result = 1;
+            if (sent < size) {
+                PyObject *view = PyMemoryView_FromObject(wire);
+                PyObject *rest = view ? PySequence_GetSlice(view, sent, size) : NULL;
+                if (!rest || call(outbox, name_write, rest) < 0)
+                    result = -1;
+                Py_XDECREF(view);
+                Py_XDECREF(rest);
+            }
+        }
+    }
+    Py_XDECREF(connection);
+    Py_XDECREF(stream);
+    Py_XDECREF(outbox);
+    return result;
+}
+
+PyDoc_STRVAR(deliver_doc,
+             "deliver(members, wire): send one frame of a broadcast to each member of a list whose\n"
+             "connection it can serve and has nothing else to send. The list of the others.");
+
+static PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 2 || !PyList_CheckExact(args[0]) || !PyBytes_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "deliver() takes a list and bytes");
+        return NULL;
+    }
+    PyObject *others = PyList_New(0);
+    for (Py_ssize_t i = 0; others && i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *member = Py_NewRef(PyList_GET_ITEM(args[0], i));
+        int result = deliver_to(member, args[1]);
+        if (result < 0 || (result == 0 && PyList_Append(others, member) < 0))
+            Py_CLEAR(others);
+        Py_DECREF(member);
+    }
+    return others;
 }
 
 /* -- the module -------------------------------------------------------------------------------- */
@@ -594,6 +742,7 @@ static void Stream_dealloc(Stream *self)
     PyMem_Free(self->kept);
     Py_XDECREF(self->message);
     Py_XDECREF(self->callback);
+    PyMem_Free(self->pending);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -605,6 +754,7 @@ static PyObject *Stream_is_idle(Stream *self, void *ignored)
 
 static PyMethodDef stream_methods[] = {
     {"read", (PyCFunction)Stream_read, METH_NOARGS, read_doc},
+    {"take_pending", (PyCFunction)Stream_take_pending, METH_NOARGS, take_pending_doc},
     {"serve", (PyCFunction)(void (*)(void))Stream_serve, METH_FASTCALL, serve_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -613,6 +763,7 @@ static PyMemberDef stream_members[] = {
     {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), READONLY, "Bytes read."},
     {"bytes_sent", T_ULONGLONG, offsetof(Stream, bytes_sent), READONLY, "Bytes sent."},
     {"replies", T_ULONGLONG, offsetof(Stream, replies), 0, "Messages sent or queued; to be reset."},
+    {"has_sent", T_BOOL, offsetof(Stream, has_sent), 0, "True once a message has; to be reset."},
     {"is_open", T_BOOL, offsetof(Stream, is_open), 0, "False once nothing may be sent any more."},
     {"callback", T_OBJECT, offsetof(Stream, callback), READONLY, "The last one's name."},
     {NULL, 0, 0, 0, NULL},
@@ -639,6 +790,7 @@ static PyTypeObject stream_type = {
 };
 
 static PyMethodDef functions[] = {
+    {"deliver", (PyCFunction)(void (*)(void))deliver, METH_FASTCALL, deliver_doc},
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, pack_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -656,8 +808,13 @@ PyMODINIT_FUNC PyInit__speedups(void)
     struct {
         PyObject **name;
         const char *text;
-    } names[] = {{&name_size, "size"},     {&name_write, "write"},  {&name_hold, "hold"},
-                 {&name_outbox, "outbox"}, {&name_links, "links"}, {&name_forget, "forget_locals"}};
+    } names[] = {
+        {&name_connection, "connection"}, {&name_flush_soon, "flush_soon"},
+        {&name_forget, "forget_locals"},  {&name_hold, "hold"},
+        {&name_links, "links"},           {&name_outbox, "outbox"},
+        {&name_size, "size"},             {&name_stream, "stream"},
+        {&name_write, "write"},
+    };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!*names[i].name && !(*names[i].name = PyUnicode_InternFromString(names[i].text)))
             return NULL;

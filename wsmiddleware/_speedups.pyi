@@ -1,7 +1,11 @@
 from contextvars import Context
+from typing import TypeVar
+
+_Member = TypeVar("_Member")
 
 class Stream:
     def __init__(self, fd: int, max_size: int, mark: int, turn: float) -> None: ...
+    has_sent: bool
     is_open: bool
     replies: int
     @property
@@ -12,6 +16,7 @@ class Stream:
     def callback(self) -> str: ...
     @property
     def is_idle(self) -> bool: ...
+    def take_pending(self) -> bytes | None: ...
     def read(self) -> list[str | bytes] | tuple[list[str | bytes], bytes] | bytes | None: ...
     def serve(
         self,
@@ -26,6 +31,7 @@ class Stream:
         /,
     ) -> object: ...
 
+def deliver(members: list[_Member], wire: bytes, /) -> list[_Member]: ...
 def pack(
     data: str | bytes | bytearray | memoryview, compress: bool = True, /
 ) -> bytes | tuple[bytes, bytes | memoryview]: ...

@@ -8,24 +8,27 @@ process. `IMPLEMENTATION` says which one is in use.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wsmiddleware._speedups import Stream as _Stream
 
+    Deliver = Callable[[list[Any], bytes], list[Any]]
     Pack = Callable[
         [str | bytes | bytearray | memoryview, bool], bytes | tuple[bytes, bytes | memoryview]
     ]
 
-__all__ = ["IMPLEMENTATION", "VARIABLE", "Stream", "pack"]
+__all__ = ["IMPLEMENTATION", "VARIABLE", "Stream", "deliver", "pack"]
 
 #: The variable that turns the extension off; read once, at import.
 VARIABLE = "WSMIDDLEWARE_SPEEDUPS"
 
-#: Reads and writes everyday messages on a TCP socket's descriptor.
+#: Reads and answers everyday messages on a TCP socket's descriptor.
 Stream: type[_Stream] | None = None
+#: Sends a frame to those of a list of members that it can, and gives the others.
+deliver: Deliver | None = None
 #: The wire form of a message: unmasked, uncompressed; a large one's header and payload apart.
 pack: Pack | None = None
 
@@ -35,7 +38,7 @@ if os.environ.get(VARIABLE, "").strip().lower() not in ("0", "off", "no", "false
     except ImportError:  # not built
         pass
     else:
-        Stream, pack = _speedups.Stream, _speedups.pack
+        Stream, deliver, pack = _speedups.Stream, _speedups.deliver, _speedups.pack
 
 #: ``"c"`` or ``"python"``.
 IMPLEMENTATION = "c" if Stream else "python"

@@ -65,6 +65,11 @@ class Peer:
         """Sends bytes, in one piece."""
         self.sock.sendall(b"".join(frames))
 
+    def count_writes(self) -> int:
+        """How many writes what has come since the handshake took: TCP's data segments."""
+        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        return int(struct.unpack_from("I", info, 152)[0]) - 1  # tcpi_data_segs_in
+
     def read(self) -> tuple[int, bytes]:
         """The next frame: opcode and payload."""
         first, second = self._take(2)

@@ -73,7 +73,7 @@ class Channel:
         self._edges = Edges(self)
         #: The edge that whoever opens now has to wait for.
         self._first: Edge | None = None
-        self._deliveries = Deliveries()
+        self._deliveries = Deliveries(metrics)
         self._read_class()
 
     def _read_class(self) -> None:

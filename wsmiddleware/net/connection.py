@@ -268,8 +268,33 @@ class Connection(Link):
 
     def _set_state(self, state: State) -> None:
         if self.stream is not None:
+            self._take_pending(self.stream)
             self.stream.is_open = False  # nothing leads back to OPEN
         super()._set_state(state)
+
+    def hold(self, wire: Wire) -> None:
+        """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
+        if self.stream is not None:
+            self._take_pending(self.stream)
+        super().hold(wire)
+
+    def _flush_due(self) -> None:
+        if self.stream is not None:
+            self._take_pending(self.stream)
+        super()._flush_due()
+
+    def _take_pending(self, stream: _Stream) -> None:
+        """Queue the replies that the extension has, before anything else is queued or sent."""
+        pending = stream.take_pending()
+        if pending is not None:
+            self.outbox.hold(pending)
+
+    def tick(self, now: float) -> None:
+        """Act on what is due. In the hub, about once a second."""
+        if self.stream is not None and self.stream.has_sent:
+            self.stream.has_sent = False
+            self.keepalive.last_message = now
+        super().tick(now)
 
     # -- callbacks, in a worker ---------------------------------------------------------------
 
@@ -307,15 +332,10 @@ class Connection(Link):
             self.reactor.pause()
             self._receiver.received(due, worker)
         if self.stream is not None:
-            self._count_replies(self.stream)
+            self._metrics.messages_sent += self.stream.replies
+            self.stream.replies = 0
         if self.outbox.size:
             self.outbox.flush()
-
-    def _count_replies(self, stream: _Stream) -> None:
-        """Take over what the extension has counted."""
-        self._metrics.messages_sent += stream.replies
-        stream.replies = 0
-        self.keepalive.last_message = self.reactor.now
 
     def reply(self, wire: Wire) -> None:
         """Send what a callback returned, from its worker. May block for room; raises nothing."""

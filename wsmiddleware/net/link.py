@@ -205,6 +205,10 @@ class Link:
     def hold(self, wire: Wire) -> None:
         """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
         self.outbox.hold(wire)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Have the hub send what is held when it gets a turn."""
         if not self._is_flush_due:
             self._is_flush_due = True
             self.reactor.loop.run_callback(self._flush_due)
