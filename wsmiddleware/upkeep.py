@@ -30,9 +30,9 @@ from wsmiddleware.net.connection import Connection
 from wsmiddleware.net.dial import Dialled, dial
 from wsmiddleware.net.pool import Worker
 from wsmiddleware.net.reactor import Reactor
-from wsmiddleware.net.receiver import TURN
+from wsmiddleware.net.receiver import TURN, Due
 from wsmiddleware.options import ClientOptions
-from wsmiddleware.protocol.engine import Engine, Ping, Pong
+from wsmiddleware.protocol.engine import Engine
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.protocol.opening import Opening, Response
 from wsmiddleware.protocol.uri import Target
@@ -297,7 +297,7 @@ class _Events:
         worker.rest()
         self._upkeep.send_waiting(self._connection)
 
-    def received(self, due: list[str | bytes | Ping | Pong], worker: Worker) -> None:
+    def received(self, due: Due, worker: Worker) -> None:
         ends = time.perf_counter() + TURN
         while due:
             self._upkeep.notifier.receive(due.pop())

@@ -351,9 +351,7 @@ def test_answers_to_pings_of_a_batch_share_a_write(serve: Serve) -> None:
         assert peer.count_writes() == 1
 
 
-def test_sends_and_reply_of_a_callback_keep_their_order_in_one_write(
-    serve: Serve
-) -> None:
+def test_sends_and_reply_of_a_callback_keep_their_order_in_one_write(serve: Serve) -> None:
     def on_message(self: Any, wsclient: Any, message: Any) -> str:
         wsclient.send("one")
         wsclient.broadcast("two")

@@ -13,7 +13,7 @@ from gevent.lock import BoundedSemaphore
 from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError
 from wsmiddleware.listeners.clients import to_data
 from wsmiddleware.net.pool import CallbackStopped
-from wsmiddleware.net.receiver import TURN
+from wsmiddleware.net.receiver import TURN, Due
 
 if TYPE_CHECKING:
     from wsmiddleware._speedups import Stream
@@ -130,7 +130,7 @@ class Member:
         finally:
             self._async_worker = None
 
-    def received(self, due: list[str | bytes], worker: Worker) -> None:
+    def received(self, due: Due, worker: Worker) -> None:
         """Run the callback for each message and send its reply, in order, as long as a turn is."""
         if self._turn is not None or self._scope is not None:
             self._receive_in_turn(due, worker)
@@ -139,7 +139,7 @@ class Member:
         else:
             self._receive(due, worker)
 
-    def _receive_in_turn(self, due: list[str | bytes], worker: Worker) -> None:
+    def _receive_in_turn(self, due: Due, worker: Worker) -> None:
         ends = time.perf_counter() + TURN
         while due:
             message = due.pop()
@@ -151,7 +151,7 @@ class Member:
             if time.perf_counter() > ends:
                 return
 
-    def _receive(self, due: list[str | bytes], worker: Worker) -> None:
+    def _receive(self, due: Due, worker: Worker) -> None:
         # `_call` for the everyday case: of sixteen messages at once a quarter.
         connection, context, wsclient = self.connection, self._context, self.wsclient
         reactor, encode, run = connection.reactor, connection.encode, context.run
@@ -176,7 +176,7 @@ class Member:
             if time.perf_counter() > ends:
                 return
 
-    def _receive_by(self, stream: Stream, due: list[str | bytes], worker: Worker) -> None:
+    def _receive_by(self, stream: Stream, due: Due, worker: Worker) -> None:
         """The same by the C extension, up to what it leaves to us: an odd reply, an exception."""
         connection, channel = self.connection, self._channel
         while due:
@@ -188,7 +188,7 @@ class Member:
                 )  # fmt: skip
                 if reply is None:
                     return
-                wire = connection.encode(to_data(reply), True)
+                wire: Wire | None = connection.encode(to_data(reply), True)
             except BaseException as exc:
                 wire = self._raised(exc, worker, self._context, stream.callback)
             finally:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
 from wsmiddleware.net.link import RECV_SIZE, Link, State
-from wsmiddleware.net.receiver import NOBODY, TURN, Receiver
+from wsmiddleware.net.receiver import NOBODY, TURN, Due, Receiver
 from wsmiddleware.net.throttle import Throttle
 from wsmiddleware.net.transport import TcpTransport
 from wsmiddleware.protocol.engine import Close, Event, Fail, Ping, Pong
@@ -67,7 +67,7 @@ class Connection(Link):
         self._reader = self.stream
         #: Messages that wait for a worker, and in reverse those that one is at.
         self._inbox: list[str | bytes] = []
-        self._due: list[str | bytes] = []
+        self._due: Due = []
         self._is_discarding = False
         self._is_opened = False
         self._is_resume_due = False
@@ -125,9 +125,9 @@ class Connection(Link):
         except OSError as exc:
             self.lost(exc)
             return
-        if type(found) is list:
+        if isinstance(found, list):
             self._receive_messages(found)
-        elif type(found) is tuple:
+        elif isinstance(found, tuple):
             # Something for the engine, and the messages that stand before it.
             self._accept(found[0])
             self._receive(found[1])

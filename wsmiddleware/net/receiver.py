@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from wsmiddleware.net.pool import Worker
 
-__all__ = ["NOBODY", "TURN", "Receiver"]
+__all__ = ["NOBODY", "TURN", "Due", "Receiver"]
+
+#: Messages in reverse order, `str` and `bytes`; `Ping` and `Pong` for who is told of them.
+Due: TypeAlias = list[Any]
 
 #: Callbacks of one connection run for this long before others get a turn, in seconds.
 TURN = 0.005
@@ -23,7 +26,7 @@ class Receiver(Protocol):
     def opened(self, worker: Worker) -> None:
         """The first call."""
 
-    def received(self, due: list[str | bytes], worker: Worker) -> None:
+    def received(self, due: Due, worker: Worker) -> None:
         """Take messages off the end of `due`, until none is left or it has taken `TURN`."""
 
     def unlist(self) -> None:
@@ -37,7 +40,7 @@ class _Nobody:
     """Takes the receiver's place at the end, so that nothing keeps the two of them alive."""
 
     def opened(self, worker: Worker) -> None: ...
-    def received(self, due: list[str | bytes], worker: Worker) -> None: ...
+    def received(self, due: Due, worker: Worker) -> None: ...
     def unlist(self) -> None: ...
     def closed(self, worker: Worker) -> None: ...
 
