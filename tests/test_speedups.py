@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -9,7 +10,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from contextvars import Context
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import example, given
@@ -286,3 +288,129 @@ def test_variable_turns_the_extension_off(word: str) -> None:
         check=True,
     )
     assert found.stdout == "python None None\n"
+
+
+class Member:
+    """What the extension asks of a connection, its outbox, its member and the worker."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.connection = self.outbox = self
+        self.size = 0
+        self.links: list[object] = []
+        self.taken: list[object] = []
+        self.flushes = 0
+
+    def hold(self, wire: object) -> None:
+        self.taken.append(wire)
+
+    write = hold
+
+    def flush_soon(self) -> None:
+        self.flushes += 1
+
+    def serve(self, listener: object, *due: object) -> object:
+        """The messages `due`, the first of them first."""
+        return self.stream.serve(
+            list(reversed(due)), Context(), listener, "client", "on_text", "on_data", self, Worker()
+        )
+
+
+class Worker:
+    """A worker without greenlet-locals."""
+
+    links: ClassVar[list[object]] = []
+
+
+class Listener:
+    def on_text(self, client: str, message: str) -> object:
+        if message == "odd":
+            return {message}
+        if message == "wrong":
+            raise LookupError(message)
+        return message if message else None
+
+    def on_data(self, client: str, message: bytes) -> bytes:
+        return message * 1000
+
+
+def test_serve_answers_in_one_write_up_to_what_is_for_python(link: Link) -> None:
+    member = Member(link.stream)
+    assert member.serve(Listener(), "a", "", b"bc", "odd", "d") == {"odd"}
+    assert link.far.recv(1 << 20) == b"\x81\x01a" + b"\x82\x7e\x07\xd0" + b"bc" * 1000
+    assert (link.stream.callback, link.stream.replies, member.flushes) == ("on_text", 2, 1)
+    with pytest.raises(LookupError, match="wrong"):
+        member.serve(Listener(), "e", "wrong")
+    assert link.far.recv(1 << 20) == b"\x81\x01e"
+    with pytest.raises(UnicodeEncodeError):
+        member.serve(Listener(), "\ud800")
+
+
+def test_serve_holds_what_comes_behind_something_else(link: Link) -> None:
+    member = Member(link.stream)
+    member.size = 1
+    assert member.serve(Listener(), "a", "b") is None
+    assert member.taken == [b"\x81\x01a", b"\x81\x01b"]
+    member.size = 1 << 20  # the mark
+    assert member.serve(Listener(), "c") == "c"
+    link.stream.is_open = False
+    assert member.serve(Listener(), "d") is None
+    assert len(member.taken) == 2
+
+
+def test_serve_gives_the_outbox_what_the_socket_does_not_take() -> None:
+    link = Link()
+    link.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    member, text = Member(link.stream), "ü" * 30_000
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            link.near.send(bytes(1000))
+    assert member.serve(Listener(), text) is None
+    assert member.serve(Listener(), "short") is None
+    (header, payload), short = member.taken
+    assert (header + bytes(payload), short) == (Engine().encode(text), b"\x81\x05short")
+    link.close()
+
+
+def test_serve_and_deliver_refuse_other_arguments(link: Link) -> None:
+    assert speedups.deliver
+    with pytest.raises(TypeError, match="a list"):
+        link.stream.serve((), 1)
+    with pytest.raises(TypeError, match="a list"):
+        speedups.deliver((), b"")  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):
+        speedups.deliver([1], b"")
+
+
+def test_deliver_leaves_those_it_cannot_serve(link: Link) -> None:
+    assert speedups.deliver
+    pure, busy, free = Member(None), Member(link.stream), Member(link.stream)
+    busy.size = 1
+    assert speedups.deliver([pure, busy, free], b"wire") == [pure, busy]
+    assert link.far.recv(100) == b"wire"
+    assert link.stream.has_sent
+    link.stream.is_open = False
+    assert speedups.deliver([free], b"wire") == [free]
+
+
+def test_serve_and_deliver_leak_nothing(link: Link) -> None:
+    assert speedups.deliver
+    member, listener = Member(link.stream), Listener()
+
+    def turn() -> None:
+        member.serve(listener, "a", b"b", "x" * 20_000, "odd")
+        with contextlib.suppress(LookupError):
+            member.serve(listener, "a", "wrong")
+        with contextlib.suppress(UnicodeEncodeError):
+            member.serve(listener, "a", "\ud800")
+        speedups.deliver([member], b"wire")  # type: ignore[misc]
+        link.far.recv(1 << 20)
+        member.taken.clear()
+
+    turn()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(200):
+        turn()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 50
