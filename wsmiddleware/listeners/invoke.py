@@ -143,7 +143,8 @@ class Member:
         ends = time.perf_counter() + TURN
         while due:
             message = due.pop()
-            name = self._name_for(message)
+            channel = self._channel
+            name = channel.binary_callback if type(message) is bytes else channel.text_callback
             if name:
                 wire = self._call_in_turn(worker, self._context, name, self.wsclient, message)
                 if wire is not None:
@@ -155,10 +156,11 @@ class Member:
         # `_call` for the everyday case: of sixteen messages at once a quarter.
         connection, context, wsclient = self.connection, self._context, self.wsclient
         reactor, encode, run = connection.reactor, connection.encode, context.run
+        text_name, binary_name = self._channel.text_callback, self._channel.binary_callback
         ends = time.perf_counter() + TURN
         while due:
             message = due.pop()
-            name = self._name_for(message)
+            name = binary_name if type(message) is bytes else text_name
             if not name:
                 continue
             worker.deadline = reactor.now + self._timeout
@@ -195,10 +197,6 @@ class Member:
                 worker.rest()
             if wire is not None:
                 connection.reply(wire)
-
-    def _name_for(self, message: str | bytes) -> str:
-        channel = self._channel
-        return channel.binary_callback if type(message) is bytes else channel.text_callback
 
     def unlist(self) -> None:
         """The connection is no longer open. Any greenlet; never blocks."""

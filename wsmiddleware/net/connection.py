@@ -350,10 +350,12 @@ class Connection(Link):
         self._metrics.messages_sent += 1
         if self.is_traced:
             self._trace_sent(wire)
-        if self._due:
-            self.hold(wire)
-        else:
+        if not self._due:
             self.outbox.write(wire)
+        elif self._is_flush_due and self.stream is None:
+            self.outbox.hold(wire)  # what `hold` would do: 8 % of sixteen at once
+        else:
+            self.hold(wire)
 
     def _trace_received(self, messages: Iterable[object]) -> None:
         for message in messages:

@@ -298,6 +298,11 @@ class Engine:
 
     def wire(self, data: str | bytes | bytearray | memoryview, compress: bool = True) -> Wire:
         """The same as `encode`, but a large payload is not copied once more behind its header."""
+        if self.is_plain and type(data) is str and len(data) < 126:
+            # The everyday message without two more calls: 4 % of sixteen at once.
+            payload = data.encode()
+            if len(payload) < 126:
+                return _SHORT_TEXT[len(payload)] + payload
         if self.is_plain and len(data) >= _APART_SIZE:
             payload = to_payload(data)
             return make_header(1 if isinstance(data, str) else 2, len(payload)), payload
