@@ -20,6 +20,7 @@
 enum {
     BUFFER_SIZE = 1 << 18, /* a 64 KiB message is mostly there at once: one call of recv, not two */
     LARGE = 1 << 14,       /* from here on a frame is not copied where that can be avoided */
+    MAX_PENDING = 1 << 16, /* replies of one turn that share a write */
     MAX_FRAMES = 256,      /* of one read: then others get their turn */
     MAX_HEADER = 14,
     TEXT = 0x81, /* FIN and the opcode, RFC 6455 section 5.2 */
@@ -554,7 +555,8 @@ static int answer(Stream *self, PyObject *reply, PyObject *connection, PyObject 
     size_t header_size = make_header(header, PyUnicode_Check(reply) ? TEXT : BINARY, size);
     self->replies++;
     self->has_sent = 1;
-    if (!waiting && (self->pending || !is_last) && self->pending_size + size < LARGE)
+    if (!waiting && (self->pending || !is_last) && size < LARGE &&
+        self->pending_size + size < MAX_PENDING)
         return append_pending(self, header, header_size, payload, size);
     if (self->pending && flush_pending(self, outbox) < 0)
         return -1;

@@ -12,7 +12,7 @@ from wsmiddleware.protocol.frames import Wire
 __all__ = ["Outbox", "Owner"]
 
 #: Queued messages are joined up to this size for one `send`; joining more costs more than it saves.
-_JOIN_SIZE = 16384
+_JOIN_SIZE = 32768
 #: Pieces of larger ones that one `sendmsg` takes.
 _GATHER = 16
 _WRITE = 2  # libev's EV_WRITE
