@@ -35,8 +35,6 @@ def main() -> int:
         return 0
     _raise_file_limit()
     run = _measure(options)
-    if options.raw:
-        options.raw.write_text(json.dumps(run))
     write_report(run, options.output)
     failed = [row for row in run["rows"] if row.get("error") and row["peer"].startswith(OURS.name)]
     for row in failed:
@@ -78,20 +76,24 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         measurement = Measurement(
             build, peers, repetitions=repetitions, seconds=seconds, is_quick=options.quick
         )
+        run = {
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "machine": machine(),
+            "load": load_before,
+            "python": platform.python_version(),
+            "repetitions": repetitions,
+            "seconds": seconds,
+            "is_quick": options.quick,
+            "peers": {peer.name: peer.versions() for peer in peers},
+            "absent": [peer.name for peer in chosen if peer not in peers],
+            "rows": measurement.rows,
+        }
         for group in options.only:
             measurement.run(group)
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(),
-        "load": load_before,
-        "python": platform.python_version(),
-        "repetitions": repetitions,
-        "seconds": seconds,
-        "is_quick": options.quick,
-        "peers": {peer.name: peer.versions() for peer in peers},
-        "absent": [peer.name for peer in chosen if peer not in peers],
-        "rows": measurement.rows,
-    }
+            if options.raw:
+                # After each group: an hour's work should survive the last one's failure.
+                options.raw.write_text(json.dumps(run))
+    return run
 
 
 if __name__ == "__main__":

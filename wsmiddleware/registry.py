@@ -40,6 +40,8 @@ class Registry:
         self._prefix = prefix
         # No redirects: a WebSocket client follows none.
         self._urls = Map(strict_slashes=False, merge_slashes=False, redirect_defaults=False)
+        #: The channels by their plain paths.
+        self._roots: dict[str, Channel] = {}
         self._reactor: Reactor | None = None
         # Handshakes whose 101 is on its way; they are not listed yet.
         self._arriving = 0
@@ -61,7 +63,7 @@ class Registry:
         channel = Channel(name, listener_class, self._settings, self._metrics, self._scope)
         channel.on_settled = self._settled.set
         self._route(channel)
-        self.channels[name] = channel
+        self.channels[name] = self._roots[f"{self._prefix}/{name}"] = channel
         return channel
 
     def _route(self, channel: Channel) -> None:
@@ -78,6 +80,9 @@ class Registry:
 
     def find(self, path: str) -> tuple[Channel, dict[str, Any]] | None:
         """The channel at a path, with the values of its ``path``; `None` where there is none."""
+        root = self._roots.get(path)
+        if root is not None:
+            return root, {}
         try:
             name, values = self._urls.bind("").match(path, "GET")
         except HTTPException:

@@ -47,8 +47,8 @@ def is_valid_key(key: str) -> bool:
 
 def has_token(header: str, token: str) -> bool:
     """Tell whether a comma-separated header holds ``token``, in any case (section 4.2.1)."""
-    wanted = token.lower()
-    return any(found.lower() == wanted for found in parse_tokens(header))
+    wanted, header = token.lower(), header.lower()
+    return header == wanted or wanted in parse_tokens(header)
 
 
 def parse_tokens(header: str) -> list[str]:
