@@ -443,6 +443,8 @@ def test_big_broadcasts_from_everywhere_reach_all_in_one_order(room: MakeRoom) -
         in_thread(lambda: talk("t"))
         in_hub(lambda: talk("h"))
         gevent.joinall(tasks, raise_error=True)
+        # The thread's are on their way still.
+        wait_until(lambda: served.middleware.metrics.messages_sent >= 40 * MANY)
         served.wsclients.broadcast("end")
 
         def read(sock: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -33,6 +34,12 @@ def _keep_freed_memory() -> None:
     4 KiB: two thirds of an echo of 1 MiB. Its limit follows the largest block ever freed.
     """
     bytearray(16 << 20)
+
+
+def _wake_up(reference: weakref.ref[Reactor]) -> None:
+    reactor = reference()
+    if reactor is not None:
+        reactor._take_orders()
 
 
 class Ticking(Protocol):
@@ -66,6 +73,11 @@ class Reactor:
         self._next: list[Callable[[], object]] = []
         self._orders: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         self._is_serving_orders = False
+        #: Tells the loop that another thread has given an order. It knows us only weakly: a loop
+        #: keeps what it watches for alive.
+        self._wake = self.loop.async_(ref=False)
+        self._wake.start(_wake_up, weakref.ref(self))
+        weakref.finalize(self, self._wake.close).atexit = False
 
     def is_here(self) -> bool:
         """True in the thread of this reactor's hub."""
@@ -84,11 +96,18 @@ class Reactor:
         if self.is_here():
             self.loop.run_callback(self._take_order, function, args)
         else:
-            self.loop.run_callback_threadsafe(self._take_order, function, args)
+            # Not run_callback_threadsafe(): it counts up, while the loop counts down without the
+            # GIL, what the loop holds for its reasons to live. After a few million such calls it
+            # holds too few and ends, with whoever waits for it (`LoopExit`).
+            self._orders.append((function, args))
+            self._wake.send()
 
     def _take_order(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
         self._orders.append((function, args))
-        if not self._is_serving_orders:
+        self._take_orders()
+
+    def _take_orders(self) -> None:
+        if self._orders and not self._is_serving_orders:
             self._is_serving_orders = True
             self.pool.run(self._serve_orders)
 
