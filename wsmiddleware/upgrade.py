@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import gevent
+import gevent.ssl
 from gevent.event import Event
 
 from wsmiddleware.net.transport import Transport, wrap_socket
@@ -127,7 +128,7 @@ def take_buffered(rfile: io.BufferedReader, sock: Any) -> bytes:
     with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
         data = rfile.read(len(rfile.peek()))
         # The buffer is smaller than a TLS record, whose rest waits decrypted.
-        if isinstance(sock, ssl.SSLSocket) and (rest := sock.pending()):
+        if isinstance(sock, gevent.ssl.SSLSocket) and (rest := sock.pending()):
             data += sock.recv(rest)
     return data
 

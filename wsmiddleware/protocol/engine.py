@@ -236,6 +236,8 @@ class Engine:
         if not self.is_client:
             start += 4
         if start > end:
+            if size > self.max_message_size and not first & 0x40:
+                raise too_big()  # no masking key makes it smaller
             return -1
         stop = start + size
         self._key = b"" if self.is_client else data[start - 4 : start]
