@@ -37,7 +37,7 @@ that number of messages a second. For fan-out a message is one delivery to one c
 mood hits all of them; tables show medians. Before that comes a run in which every payload is
 compared, which a server has to pass. Server and load generator have a processor of their own where
 there are two. Every peer is set up as its own documentation advises
-([peers/](../benchmarks/peers)), on uvloop where it can. Ours is the real one: `python -m
+(`benchmarks/peers/`), on uvloop where it can. Ours is the real one: `python -m
 wsmiddleware run` with a Flask application, a listener of three lines and every default on:
 keepalive, limits, time-outs, counters. *no extension* is the same with `WSMIDDLEWARE_SPEEDUPS=off`.
 The floor, an epoll loop in C over raw TCP, knows no WebSocket at all.
@@ -60,7 +60,7 @@ def write_report(run: Run, folder: Path) -> None:
         "growth": _growth,
     }
     parts += [write(run, values, plots) for group, write in writers.items() if group in groups]
-    parts.append(_targets(run, values))
+    parts += [_targets(run, values), _limits(values)]
     text = "\n".join(part for part in parts if part)
     (folder / "benchmarks.md").write_text(text, encoding="utf-8")
 
@@ -282,6 +282,36 @@ def _targets(run: Run, values: Values) -> str:
         "**bold** where it is not met. First with the extension, then without it.\n",
         _table(["", *peers], ([line[0], *(line[1].get(peer, "") for peer in peers)]
                               for line in lines)),
+    ])  # fmt: skip
+
+
+def _limits(values: Values) -> str:
+    """The promises that are no ratio of messages."""
+    found = {}
+    for group, cell, peer in values:
+        for name in ("connect_us", "kib", "info_ms", "turn_ms"):
+            value = _median(values, group, cell, peer, name)
+            if value is not None:
+                found[peer, name] = value
+    ours, gevent = OURS.name, "gevent-websocket"
+    promises = [
+        ("memory of an idle connection, KiB", found.get((ours, "kib")), 4.0),
+        ("CPU for a connect, µs (gevent-websocket's)", found.get((ours, "connect_us")),
+         found.get((gevent, "connect_us"))),
+        ("`websocket_info()`, ms", found.get((ours, "info_ms")), 2.0),
+        ("longest turn of a broadcast, ms", found.get((ours, "turn_ms")), 5.0),
+    ]  # fmt: skip
+    rows = [
+        [text, _number(value) if value <= most else f"**{_number(value)}**", _number(most)]
+        for text, value, most in promises
+        if value is not None and most is not None
+    ]
+    if not rows:
+        return ""
+    return "\n".join([
+        "## Limits\n",
+        "**Bold** where it is not met.\n",
+        _table(["", "measured", "at most"], rows),
     ])  # fmt: skip
 
 
