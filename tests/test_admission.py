@@ -269,6 +269,26 @@ def test_listener_that_cannot_be_made_is_a_logged_500(
     assert middleware.registry.unfinished == 0
 
 
+class _Meta(type):
+    def __call__(cls, *args: Any) -> Any:
+        gevent.sleep(60)
+
+
+@pytest.mark.parametrize("way", ["init", "new", "metaclass", "context"])
+def test_listener_that_takes_too_long_to_make_is_stopped(
+    way: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    def sleep(*args: Any) -> Any:
+        gevent.sleep(60)
+
+    names = {"init": {"__init__": sleep}, "new": {"__new__": sleep}}.get(way, {})
+    slow = (_Meta if way == "metaclass" else type)("Slow", (WebSocketListener,), names)
+    options: dict[str, Any] = {"request_context": sleep} if way == "context" else {}
+    middleware = wrap(listener=slow, request_timeout=0.05, **options)
+    assert handshake(serve(middleware), "/ws/echo").status == 500
+    assert "was stopped after 0.05 s (request_timeout)" in caplog.text
+
+
 def test_hook_is_not_asked_where_the_handshake_is_refused_before(serve: Serve) -> None:
     asked: list[object] = []
     server = serve(hooked(asked.append))

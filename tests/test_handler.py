@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -43,6 +44,33 @@ def test_accept_gives_what_came_behind_the_handshake_without_blocking(serve: Ser
         transport, pending = app.got.get(timeout=5)
         assert pending == b"first frames"
         transport.close()
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_accept_gives_what_an_application_has_left(serve: Serve, is_given: bool) -> None:
+    class Handler(WebSocketHandler):
+        """With a stream of its own, as pywsgi allows."""
+
+        def __init__(self, sock: Any, *args: Any) -> None:
+            super().__init__(sock, *args, sock.makefile("rb") if is_given else None)
+
+    app = Accepting()
+
+    def reading(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        assert environ["wsgi.input"].read(1) == b"f"
+        return app(environ, start_response)
+
+    with serve(reading, handler_class=Handler).socket() as client:
+        client.sendall(b"GET /chat HTTP/1.1\r\n" + UPGRADE)
+        gevent.sleep(0.05)
+        client.sendall(b"first frames")
+        transport, pending = app.got.get(timeout=5)
+        assert pending == b"irst frames"
+        client.sendall(b"second")
+        assert read_now(transport) == b"second"
+        transport.close()
+        assert read_head(client).startswith(ACCEPTED)
+        assert client.recv(100) == b""
 
 
 def test_accept_leaves_nothing_in_the_tls_layer(serve: Serve, tmp_path: Path) -> None:
@@ -195,7 +223,11 @@ def test_the_log_shows_the_101(serve: Serve) -> None:
         client.sendall(b"GET /chat HTTP/1.1\r\n" + UPGRADE)
         transport, _ = app.got.get(timeout=5)
         wait_until(lambda: log)
-        assert '"GET /chat HTTP/1.1" 101 ' in log[0]
+        assert re.fullmatch(
+            r"127\.0\.0\.1 - - \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] "
+            r'"GET /chat HTTP/1\.1" 101 \d+ 0\.\d{6}\n',
+            log[0],
+        )
         transport.close()
 
 

@@ -14,13 +14,17 @@ is first used::
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import socket
+import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import gevent
 import gevent.socket
+import gevent.ssl
 from gevent import pywsgi
 from gevent.event import Event
 from geventwebsocket.handler import Client
@@ -105,6 +109,28 @@ class LazyWebSocket(WebSocket):  # type: ignore[misc]
         self.handler = None
 
 
+class _Source(io.RawIOBase):
+    """The bytes of a socket as `rfile` reads them, up to the moment that the socket is released.
+
+    Unlike `makefile`, it is no user of the socket whom a close() would have to wait for.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def readable(self) -> bool:
+        """As files have it."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what comes next; ``None``, which is nothing for now, once `release` was called."""
+        return None if self._sock is None else int(self._sock.recv_into(buffer))
+
+    def release(self) -> None:
+        """Read no more."""
+        self._sock = None
+
+
 class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
     """Serves the requests of one connection until one of them takes the connection over."""
 
@@ -120,6 +146,10 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
 
     socket: Any
     _timer: gevent.Timeout | None = None
+
+    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
+        self._source = _Source(sock) if rfile is None else None
+        super().__init__(sock, address, server, rfile or io.BufferedReader(self._source))
 
     def handle_one_request(self) -> Any:
         """Serve one request within its time-out."""
@@ -204,6 +234,15 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
         """Log every request, a 101 too, where the server logs (the stock one leaves those out)."""
         super(StockWebSocketHandler, self).log_request()
 
+    def format_request(self) -> str:
+        """The stock line of the access log, its time made once a second: 4 % of a connect."""
+        address = self.client_address
+        host = address[0] if isinstance(address, tuple) else address
+        status = (self._orig_status or self.status or "000").split()[0]
+        seconds = f"{self.time_finish - self.time_start:.6f}" if self.time_finish else "-"
+        what = f'{host or "-"} - - [{_format_time(int(time.time()))}] "{self.requestline or ""}"'
+        return f"{what} {status} {self.response_length or '-'} {seconds}"
+
     def switch_protocols(self, headers: list[tuple[str, str]]) -> None:
         """Send a 101 with `headers` and nothing else. Raises `OSError` when the client has gone."""
         pywsgi.WSGIHandler.start_response(self, "101 Switching Protocols", headers)
@@ -216,7 +255,12 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
     def release_socket(self) -> tuple[Transport, bytes]:
         """Hand the socket over, with the bytes that came behind the request; never blocks."""
         sock = self.socket
-        pending = take_buffered(self.rfile, sock)
+        if self._source is None or isinstance(sock, gevent.ssl.SSLSocket):
+            pending = take_buffered(self.rfile, sock)
+        else:
+            # What is buffered, without a look at the socket, which takes 6 % of a connect.
+            self._source.release()
+            pending = self.rfile.read(len(self.rfile.peek()))
         transport = wrap_socket(sock, detach=True)
         self.environ["wsgi.input"] = io.BytesIO()
         self.environ.pop(STOCK_ENVIRON_KEY, None)
@@ -263,6 +307,11 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+
+
+@functools.lru_cache(maxsize=1)
+def _format_time(seconds: int) -> str:
+    return str(datetime.fromtimestamp(seconds))
 
 
 def stop_reading(handler: WebSocketHandler) -> None:

@@ -139,7 +139,8 @@ class WebSocketMiddleware:
         self, capability: Upgrade, admitted: Admitted, start_response: StartResponse
     ) -> None:
         """Send the 101 and let the connection live; returns when it needs this greenlet no more."""
-        with self.registry.arriving():
+        self.registry.arrive()
+        try:
             accepted = admitted.accepted
             transport, leftover = capability.accept(accepted.headers)
             # The response is sent; this is for middlewares around us, which want to see a status.
@@ -157,6 +158,8 @@ class WebSocketMiddleware:
             # In this order: nothing runs before we block, which the log line of `list` may do.
             connection.start(member, leftover)
             member.list()
+        finally:
+            self.registry.arrived()
         _park(capability, connection)
 
     def _close_refused(self, capability: Upgrade, refusal: Refusal) -> None:

@@ -83,6 +83,10 @@ class Channel:
         self.callbacks = frozenset(name for name in _CALLBACKS if hasattr(cls, name))
         for name in sorted(self.callbacks):
             _check_callback(cls, name, f"{where}.{name}")
+        made_by = (type(cls).__call__, cls.__new__, cls.__init__)
+        is_plain = made_by == (type.__call__, object.__new__, object.__init__)
+        #: A handshake runs code of the user's: the hook, or to make the listener.
+        self.joins_handshake = "on_handshake" in self.callbacks or not is_plain
         self.text_callback = "on_message" if "on_message" in self.callbacks else ""
         self.binary_callback = self.text_callback
         if "on_binary_message" in self.callbacks:
