@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
-from wsmiddleware.net.link import RECV_SIZE, Link, State
+from wsmiddleware.net.link import RECV_SIZE, Link
 from wsmiddleware.net.receiver import NOBODY, TURN, Due, Receiver
+from wsmiddleware.net.sender import State
 from wsmiddleware.net.throttle import Throttle
 from wsmiddleware.net.transport import TcpTransport
 from wsmiddleware.protocol.engine import Close, Event, Fail, Ping, Pong

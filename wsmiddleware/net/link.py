@@ -1,6 +1,6 @@
-"""A connection's way out and its end: sending under marks, the closing handshake, time-outs.
+"""A connection's end: the closing handshake, what may go wrong on the way to it, time-outs.
 
-`wsmiddleware.net.connection` adds the way in. Who may call what stands there too.
+`wsmiddleware.net.sender` is its way out, `wsmiddleware.net.connection` adds the way in.
 """
 
 from __future__ import annotations
@@ -8,147 +8,63 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 from _socket import SHUT_WR
-from enum import Enum
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 
-from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
-from wsmiddleware.net.keepalive import Keepalive, Verdict
-from wsmiddleware.net.outbox import Outbox
+from wsmiddleware.net.keepalive import Verdict
 from wsmiddleware.net.receiver import NOBODY, Receiver
-from wsmiddleware.protocol.engine import Close, Engine, Fail
-from wsmiddleware.protocol.frames import CloseCode, Opcode, Wire, close_payload
-from wsmiddleware.speedups import pack
+from wsmiddleware.net.sender import Sender, State
+from wsmiddleware.protocol.engine import Close, Fail
+from wsmiddleware.protocol.frames import CloseCode, Opcode, close_payload
 
 if TYPE_CHECKING:
-    from wsmiddleware.metrics import Metrics
     from wsmiddleware.net.pool import Worker
-    from wsmiddleware.net.reactor import Reactor
-    from wsmiddleware.net.transport import Transport
-    from wsmiddleware.settings import Settings
 
-__all__ = ["RECV_SIZE", "Link", "State"]
+__all__ = ["RECV_SIZE", "Link"]
 
 _log = logging.getLogger("websocket")
 
 #: Bytes read at once. A message of 64 KiB with its header comes whole: a third less than with half.
 RECV_SIZE = 262144
 #: How many times ``close_timeout`` a peer may take for what is queued when we close, if it reads.
-_CLOSING_PATIENCE = 12
+_PATIENCE = 12
 
 
-class State(Enum):
-    """Where a connection is between its opening handshake and its end (RFC 6455, section 7)."""
-
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-#: Asked for with every message: a member of an `Enum` costs 0.1 µs each time in Python 3.11.
-_OPEN = State.OPEN
-
-
-class Link:
-    """A transport, what waits to be sent over it, and how it ends.
-
-    `_discard_input`, `_read_nothing_more` and `_run` are the way in's to fill. More attributes than
-    the house's twelve: each is asked for on the way of every message.
-    """
+class Link(Sender):
+    """A transport and what is sent over it, up to its end."""
 
     __slots__ = (
         "_closed",
         "_deadline",
-        "_dropped",
         "_ending",
-        "_engine",
-        "_is_flush_due",
         "_is_paused",
         "_last_deadline",
-        "_metrics",
-        "_pong",
         "_receiver",
-        "_settings",
-        "_transport",
         "_watcher",
-        "_worker",
-        "close_code",
-        "close_reason",
-        "encode",
-        "is_traced",
-        "keepalive",
-        "name",
-        "outbox",
-        "reactor",
         "sent_code",
-        "state",
-        "window_bits",
     )
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        transport: Transport,
-        engine: Engine,
-        settings: Settings,
-        metrics: Metrics,
-        *,
-        name: str,
-        idle_timeout: float,
-        window_bits: int = 0,
-    ) -> None:
-        self.state = State.OPEN
-        #: The code and reason of the peer's close frame; 1006 until one comes.
-        self.close_code = int(CloseCode.ABNORMAL_CLOSURE)
-        self.close_reason = ""
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         #: The code of our own close frame, 0 before it.
         self.sent_code = 0
-        #: What the log calls this connection.
-        self.name = name
         #: Set at the end, where somebody waits for it (a parked handler).
         self._closed: Event | None = None
-        #: LZ77 window of the agreed compression; 0 where none was agreed.
-        self.window_bits = window_bits
-        self.keepalive = Keepalive(
-            reactor.now, idle_timeout, settings.ping_interval, settings.ping_timeout
-        )
-        self.outbox = Outbox(reactor.loop, transport, self, settings.send_queue_size // 4)
-        self.is_traced = _log.isEnabledFor(TRACE)
-        self.reactor = reactor
-        self._transport = transport
-        self._engine = engine
-        self._settings = settings
-        self._metrics = metrics
-        #: The wire form of one message to this peer.
-        self.encode = pack if pack is not None and engine.is_plain else engine.wire
         self._receiver: Receiver = NOBODY
         #: Watches for input; its callback says what the input is for.
         self._watcher: Any = None
-        #: Who runs a callback of this connection now.
-        self._worker: Worker | None = None
         #: The last that came of the peer, once it has.
         self._ending: Close | Fail | None = None
         #: When the closing handshake has taken too long, in the reactor's time.
         self._deadline = math.inf
         #: Up to when the deadline moves on while the peer takes what is queued.
         self._last_deadline = math.inf
-        #: A ping to answer once the peer takes something.
-        self._pong: bytes | None = None
-        #: Messages dropped and not reported yet.
-        self._dropped = 0
         #: Input is left where it is for the moment.
         self._is_paused = False
-        self._is_flush_due = False
-
-    # -- sending ------------------------------------------------------------------------------
-
-    def is_open(self) -> bool:
-        """True until the closing handshake starts or the connection is lost."""
-        return self.state is State.OPEN
 
     @property
     def failure(self) -> Fail | None:
@@ -163,110 +79,6 @@ class Link:
                 self._closed.set()
         return self._closed
 
-    def send(self, wire: Wire, *, wait: bool = True) -> bool:
-        """Queue one encoded message. May block (`wait`) while the outbox is past its mark.
-
-        `False` when it was dropped (`slow_consumer="drop"`). Raises `ConnectionClosed`, or
-        `SlowConsumerError` when the peer takes too long and has been closed for it. From a native
-        thread it never waits, and what becomes of it is decided in the hub.
-        """
-        if self.state is not _OPEN:
-            raise ConnectionClosed(self.close_code, self.close_reason)
-        if not self.reactor.is_here():
-            self.reactor.defer(self.deliver, wire)
-            return True
-        if self.outbox.size >= self._settings.send_queue_size and not self._make_room(wait=wait):
-            return False
-        self._put(wire)
-        return True
-
-    def deliver(self, wire: Wire) -> None:
-        """Queue one encoded message if the peer keeps up. Never blocks or raises."""
-        if self.state is not _OPEN:
-            return
-        if self.outbox.size >= self._settings.send_queue_size:
-            try:
-                if not self._make_room(wait=False):
-                    return
-            except (ConnectionClosed, SlowConsumerError):
-                return
-        self._put(wire)
-
-    def _put(self, wire: Wire) -> None:
-        self.keepalive.last_message = self.reactor.now
-        self._metrics.messages_sent += 1
-        if self.is_traced:
-            self._trace_sent(wire)
-        if self._worker is None:
-            self.outbox.write(wire)
-        else:
-            self.hold(wire)
-
-    def hold(self, wire: Wire) -> None:
-        """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
-        self.outbox.hold(wire)
-        self.flush_soon()
-
-    def flush_soon(self) -> None:
-        """Have the hub send what is held when it gets a turn."""
-        if not self._is_flush_due:
-            self._is_flush_due = True
-            self.reactor.loop.run_callback(self._flush_due)
-
-    def _flush_due(self) -> None:
-        self._is_flush_due = False
-        self.outbox.flush()
-
-    def _answer_ping(self, payload: bytes) -> None:
-        if self.state is not State.OPEN:
-            return
-        if self.outbox.is_stalled:
-            # RFC 6455, section 5.5.3: the most recent ping is the one to answer. A peer that pings
-            # and does not read costs one payload.
-            self._pong = payload
-        else:
-            self.hold(self._engine.control(Opcode.PONG, payload))
-
-    def _make_room(self, *, wait: bool) -> bool:
-        """See to it that the outbox is below its mark; `False` where the message is dropped."""
-        outbox, mark = self.outbox, self._settings.send_queue_size
-        outbox.flush()
-        deadline = time.monotonic() + self._settings.send_timeout
-        while self.state is State.OPEN and outbox.size >= mark:
-            if not wait or self.reactor.is_in_hub():
-                if self._settings.slow_consumer == "drop":
-                    self._metrics.dropped += 1
-                    self._dropped += 1
-                    return False
-                raise self._close_slow_consumer()
-            if not outbox.wait_for_room(max(0.0, deadline - time.monotonic())):
-                raise self._close_slow_consumer()
-        if self.state is not State.OPEN:
-            raise ConnectionClosed(self.close_code, self.close_reason)
-        return True
-
-    def _close_slow_consumer(self) -> SlowConsumerError:
-        if self.state is State.OPEN:
-            self._metrics.slow_consumers += 1
-            _log.warning("%s: slow consumer, %d bytes wait: closing", self.name, self.outbox.size)
-            self._start_closing(CloseCode.TRY_AGAIN_LATER, "slow consumer")
-        return SlowConsumerError(f"{self.name} does not take what is sent to it")
-
-    def _report_dropped(self) -> None:
-        """Log what was dropped since the last time: one line a tick, however much it was."""
-        count, self._dropped = self._dropped, 0
-        _log.warning("%s: slow consumer, %d messages dropped for it", self.name, count)
-
-    def drained(self) -> None:
-        """The outbox: nothing waits any more."""
-        if self._pong is not None and self.state is State.OPEN:
-            payload, self._pong = self._pong, None
-            self.outbox.write(self._engine.control(Opcode.PONG, payload))
-        elif self.state is State.CLOSING:
-            self._close_frame_sent()
-
-    # -- the end ------------------------------------------------------------------------------
-
     def close(self, code: int, reason: str) -> None:
         """Start the closing handshake after what is queued. Never blocks; once is enough."""
         close_payload(code, reason)  # a mistake is the caller's, whatever the thread
@@ -275,21 +87,19 @@ class Link:
         else:
             self.reactor.defer(self._start_closing, code, reason)
 
-    def _start_closing(self, code: int, reason: str) -> None:
+    def _start_closing(self, code: int, reason: str, patience: int = _PATIENCE) -> None:
         if self.state is State.OPEN:
             # What still comes is for nobody: who closes has stopped listening.
             self._discard_input()
-            self._send_close(code, reason)
+            self._send_close(code, reason, patience)
 
-    def _send_close(self, code: int, reason: str) -> None:
+    def _send_close(self, code: int, reason: str, patience: int = _PATIENCE) -> None:
         """Our close frame, after what is queued; from now on the connection is not open."""
         payload = b"" if code == CloseCode.NO_STATUS_RCVD else close_payload(code, reason)
         self.sent_code = code
         now, timeout = self.reactor.now, self._settings.close_timeout
         self._deadline = now + timeout
-        # A slow consumer has had its time; nobody's queue lives on by a byte a second.
-        is_slow = code == CloseCode.TRY_AGAIN_LATER
-        self._last_deadline = now + timeout * (1 if is_slow else _CLOSING_PATIENCE)
+        self._last_deadline = now + timeout * patience
         self._set_state(State.CLOSING)
         wire = self._engine.control(Opcode.CLOSE, payload)
         if self.is_traced:
@@ -299,6 +109,13 @@ class Link:
         self.outbox.wake_waiters()
         if not self.outbox.size:
             self._close_frame_sent()
+
+    def drained(self) -> None:
+        """The outbox: nothing waits any more."""
+        if self.state is State.CLOSING:
+            self._close_frame_sent()
+        else:
+            super().drained()
 
     def _close_frame_sent(self) -> None:
         """When the peer's has come too, or never will, end TCP; else wait for it."""
@@ -426,21 +243,16 @@ class Link:
         else:
             self._finish()
 
-    def _trace_sent(self, wire: Wire) -> None:
-        parts = wire if isinstance(wire, tuple) else (wire,)
-        opcode = Opcode(parts[0][0] & 15).name.lower()
-        _log.log(TRACE, "%s > %s, %d bytes with header", self.name, opcode, sum(map(len, parts)))
-
     # -- the way in ---------------------------------------------------------------------------
 
+    @abstractmethod
     def _discard_input(self) -> None:
         """Drop what has come, and what will but the peer's close frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read_nothing_more(self) -> None:
         """Let go of what could make us read again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self, worker: Worker) -> None:
         """Run the callbacks that are due."""
-        raise NotImplementedError

@@ -1,0 +1,230 @@
+"""A connection's way out: straight to the socket, else queued under marks that end a slow peer.
+
+`wsmiddleware.net.link` adds the end and its time-outs, `wsmiddleware.net.connection` the way in,
+where stands too who may call what.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
+from wsmiddleware.log import TRACE
+from wsmiddleware.net.keepalive import Keepalive
+from wsmiddleware.net.outbox import Outbox
+from wsmiddleware.protocol.engine import Engine
+from wsmiddleware.protocol.frames import CloseCode, Opcode, Wire
+from wsmiddleware.speedups import pack
+
+if TYPE_CHECKING:
+    from wsmiddleware.metrics import Metrics
+    from wsmiddleware.net.pool import Worker
+    from wsmiddleware.net.reactor import Reactor
+    from wsmiddleware.net.transport import Transport
+    from wsmiddleware.settings import Settings
+
+__all__ = ["Sender", "State"]
+
+_log = logging.getLogger("websocket")
+
+
+class State(Enum):
+    """Where a connection is between its opening handshake and its end (RFC 6455, section 7)."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+#: Asked for with every message: a member of an `Enum` costs 0.1 µs each time in Python 3.11.
+_OPEN = State.OPEN
+
+
+class Sender(ABC):
+    """What a connection sends, in order, and what becomes of it where the peer does not read.
+
+    More attributes than the house's twelve: each is asked for on the way of every message.
+    """
+
+    __slots__ = (
+        "_dropped",
+        "_engine",
+        "_is_flush_due",
+        "_metrics",
+        "_pong",
+        "_settings",
+        "_transport",
+        "_worker",
+        "close_code",
+        "close_reason",
+        "encode",
+        "is_traced",
+        "keepalive",
+        "name",
+        "outbox",
+        "reactor",
+        "state",
+        "window_bits",
+    )
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        transport: Transport,
+        engine: Engine,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        name: str,
+        idle_timeout: float,
+        window_bits: int = 0,
+    ) -> None:
+        self.state = State.OPEN
+        #: The code and reason of the peer's close frame; 1006 until one comes.
+        self.close_code = int(CloseCode.ABNORMAL_CLOSURE)
+        self.close_reason = ""
+        #: What the log calls this connection.
+        self.name = name
+        #: LZ77 window of the agreed compression; 0 where none was agreed.
+        self.window_bits = window_bits
+        self.keepalive = Keepalive(
+            reactor.now, idle_timeout, settings.ping_interval, settings.ping_timeout
+        )
+        self.outbox = Outbox(reactor.loop, transport, self, settings.send_queue_size // 4)
+        self.is_traced = _log.isEnabledFor(TRACE)
+        self.reactor = reactor
+        self._transport = transport
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        #: The wire form of one message to this peer.
+        self.encode = pack if pack is not None and engine.is_plain else engine.wire
+        #: Who runs a callback of this connection now.
+        self._worker: Worker | None = None
+        #: A ping to answer once the peer takes something.
+        self._pong: bytes | None = None
+        #: Messages dropped and not reported yet.
+        self._dropped = 0
+        self._is_flush_due = False
+
+    def is_open(self) -> bool:
+        """True until the closing handshake starts or the connection is lost."""
+        return self.state is State.OPEN
+
+    def send(self, wire: Wire, *, wait: bool = True) -> bool:
+        """Queue one encoded message. May block (`wait`) while the outbox is past its mark.
+
+        `False` when it was dropped (`slow_consumer="drop"`). Raises `ConnectionClosed`, or
+        `SlowConsumerError` when the peer takes too long and has been closed for it. From a native
+        thread it never waits, and what becomes of it is decided in the hub.
+        """
+        if self.state is not _OPEN:
+            raise ConnectionClosed(self.close_code, self.close_reason)
+        if not self.reactor.is_here():
+            self.reactor.defer(self.deliver, wire)
+            return True
+        if self.outbox.size >= self._settings.send_queue_size and not self._make_room(wait=wait):
+            return False
+        self._put(wire)
+        return True
+
+    def deliver(self, wire: Wire) -> None:
+        """Queue one encoded message if the peer keeps up. Never blocks or raises."""
+        if self.state is not _OPEN:
+            return
+        if self.outbox.size >= self._settings.send_queue_size:
+            try:
+                if not self._make_room(wait=False):
+                    return
+            except (ConnectionClosed, SlowConsumerError):
+                return
+        self._put(wire)
+
+    def _put(self, wire: Wire) -> None:
+        self.keepalive.last_message = self.reactor.now
+        self._metrics.messages_sent += 1
+        if self.is_traced:
+            self._trace_sent(wire)
+        if self._worker is None:
+            self.outbox.write(wire)
+        else:
+            self.hold(wire)
+
+    def hold(self, wire: Wire) -> None:
+        """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
+        self.outbox.hold(wire)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Have the hub send what is held when it gets a turn."""
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self.reactor.loop.run_callback(self._flush_due)
+
+    def _flush_due(self) -> None:
+        self._is_flush_due = False
+        self.outbox.flush()
+
+    def _answer_ping(self, payload: bytes) -> None:
+        if self.state is not State.OPEN:
+            return
+        if self.outbox.is_stalled:
+            # RFC 6455, section 5.5.3: the most recent ping is the one to answer. A peer that pings
+            # and does not read costs one payload.
+            self._pong = payload
+        else:
+            self.hold(self._engine.control(Opcode.PONG, payload))
+
+    def _make_room(self, *, wait: bool) -> bool:
+        """See to it that the outbox is below its mark; `False` where the message is dropped."""
+        outbox, mark = self.outbox, self._settings.send_queue_size
+        outbox.flush()
+        deadline = time.monotonic() + self._settings.send_timeout
+        while self.state is State.OPEN and outbox.size >= mark:
+            if not wait or self.reactor.is_in_hub():
+                if self._settings.slow_consumer == "drop":
+                    self._metrics.dropped += 1
+                    self._dropped += 1
+                    return False
+                raise self._close_slow_consumer()
+            if not outbox.wait_for_room(max(0.0, deadline - time.monotonic())):
+                raise self._close_slow_consumer()
+        if self.state is not State.OPEN:
+            raise ConnectionClosed(self.close_code, self.close_reason)
+        return True
+
+    def _close_slow_consumer(self) -> SlowConsumerError:
+        if self.state is State.OPEN:
+            self._metrics.slow_consumers += 1
+            _log.warning("%s: slow consumer, %d bytes wait: closing", self.name, self.outbox.size)
+            # It has had its time: nobody's queue lives on by a byte a second.
+            self._start_closing(CloseCode.TRY_AGAIN_LATER, "slow consumer", patience=1)
+        return SlowConsumerError(f"{self.name} does not take what is sent to it")
+
+    def _report_dropped(self) -> None:
+        """Log what was dropped since the last time: one line a tick, however much it was."""
+        count, self._dropped = self._dropped, 0
+        _log.warning("%s: slow consumer, %d messages dropped for it", self.name, count)
+
+    def drained(self) -> None:
+        """The outbox: nothing waits any more."""
+        if self._pong is not None and self.state is State.OPEN:
+            payload, self._pong = self._pong, None
+            self.outbox.write(self._engine.control(Opcode.PONG, payload))
+
+    def _trace_sent(self, wire: Wire) -> None:
+        parts = wire if isinstance(wire, tuple) else (wire,)
+        opcode = Opcode(parts[0][0] & 15).name.lower()
+        _log.log(TRACE, "%s > %s, %d bytes with header", self.name, opcode, sum(map(len, parts)))
+
+    @abstractmethod
+    def lost(self, exc: OSError | None) -> None:
+        """The stream ended (`None`) or broke."""
+
+    @abstractmethod
+    def _start_closing(self, code: int, reason: str, patience: int = ...) -> None:
+        """Send a close frame after what is queued; that may take `patience` time-outs at most."""
