@@ -67,6 +67,19 @@ def test_the_worker_is_found_by_name(tmp_path: Path, way: str) -> None:
         assert client.recv(timeout=10) == "hello"
 
 
+@pytest.mark.parametrize("way", OURS)
+def test_the_garbage_collector_passes_over_what_is_loaded(tmp_path: Path, way: str) -> None:
+    app = """
+        import gc
+
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return [str(gc.get_freeze_count() > 10 * len(gc.get_objects())).encode()]
+    """
+    with serve_by(way, write_app(tmp_path, app)) as process:
+        assert process.server.get("/").text == "True"
+
+
 def test_the_access_log_is_kept(tmp_path: Path) -> None:
     folder = write_app(tmp_path, APP, echo=LISTENER)
     with serve_by("alias", folder, ["--access-logfile", "-"]) as process:

@@ -214,7 +214,7 @@ def _serve(
 ) -> int:
     from wsmiddleware.protocol.frames import CloseCode
     from wsmiddleware.reloader import RELOAD_STATUS
-    from wsmiddleware.server import WSGIServer, serve
+    from wsmiddleware.server import WSGIServer, freeze_heap, serve
 
     # SERVER_NAME: without it gevent asks the DNS.
     options: dict[str, Any] = {"environ": {"SERVER_NAME": host, "wsgi.multithread": True}}
@@ -226,6 +226,7 @@ def _serve(
         for line in _urls(host, server.server_port, context is not None):
             click.echo(line)
 
+    freeze_heap()
     code = serve(server, stopping, announce)
     status = RELOAD_STATUS if code == CloseCode.SERVICE_RESTART else 0
     _exit_within(_EXIT_SECONDS, status)

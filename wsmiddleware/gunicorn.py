@@ -119,6 +119,7 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until told to end, and return when the clients have been told."""
         code = CloseCode.SERVICE_RESTART  # gunicorn's own reloader sends no signal
+        servers.freeze_heap()
         try:
             super().run()
         except SystemExit:

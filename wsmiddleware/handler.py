@@ -33,6 +33,7 @@ from geventwebsocket.websocket import Stream, WebSocket
 
 from wsmiddleware.net.transport import TlsTransport, Transport, wrap_socket
 from wsmiddleware.protocol.handshake import accept_key, has_token, is_valid_key, parse_tokens
+from wsmiddleware.protocol.head import read_head
 from wsmiddleware.upgrade import ENVIRON_KEY, STOCK_ENVIRON_KEY, park, take_buffered
 
 __all__ = ["HandlerUpgrade", "LazyWebSocket", "WebSocketHandler", "stop_reading"]
@@ -185,6 +186,10 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
         is_read = bool(super().read_request(raw_requestline))
         self._stop_timer()
         return is_read
+
+    def MessageClass(self, rfile: io.BufferedReader, *args: Any) -> Any:
+        """The headers of the request; what is not plain goes the stock way, through `email`."""
+        return read_head(rfile) or super().MessageClass(rfile, *args)
 
     def run_application(self) -> None:
         """Call the application with both ways to upgrade in the environ."""
