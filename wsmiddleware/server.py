@@ -33,9 +33,9 @@ from wsmiddleware.protocol.frames import CloseCode
 __all__ = [
     "WSGIServer",
     "drain",
+    "freeze_heap",
     "grace_period",
     "handshake_timeout",
-    "freeze_heap",
     "serve",
 ]
 
