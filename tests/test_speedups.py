@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Any, ClassVar
 
@@ -20,24 +20,26 @@ from hypothesis import strategies as st
 from wsmiddleware import speedups
 from wsmiddleware.protocol.engine import Close, Engine, Event, Fail, Ping
 from wsmiddleware.protocol.frames import encode_frame
+from wsmiddleware.protocol.prepared import PreparedMessage
 
 if speedups.Stream is None:
     pytest.skip("the extension is not built, or turned off", allow_module_level=True)
 
 MAX_SIZE = 200_000
+MARK = 1 << 20
 TEXT, BINARY = 1, 2
 
 
 class Link:
     """A stream, its socket's other end, and the engine that gets what the stream leaves."""
 
-    def __init__(self, max_size: int = MAX_SIZE) -> None:
+    def __init__(self, max_size: int = MAX_SIZE, window_bits: int = 0) -> None:
         assert speedups.Stream
         self.near, self.far = socket.socketpair()
         for end in (self.near, self.far):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self.stream: Any = speedups.Stream(self.near.fileno(), max_size, 1 << 20, 0.005)
+        self.stream: Any = speedups.Stream(self.near.fileno(), max_size, MARK, 0.005, window_bits)
         self.engine = Engine(max_message_size=max_size)
         self.has_left = False
 
@@ -173,7 +175,7 @@ def test_stream_tells_what_is_no_data(link: Link) -> None:
 
 def test_stream_raises_what_the_socket_says() -> None:
     assert speedups.Stream
-    stream = speedups.Stream(-1, 100, 1 << 20, 0.005)
+    stream = speedups.Stream(-1, 100, MARK, 0.005, 0)
     with pytest.raises(OSError, match="Bad file descriptor"):
         stream.read()
 
@@ -258,6 +260,17 @@ def test_pack_refuses_what_is_no_message() -> None:
 # The extension itself
 
 
+def assert_leaks_nothing(turn: Callable[[], None]) -> None:
+    """However often `turn` is called, it leaves no more behind."""
+    turn()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(200):
+        turn()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 50
+
+
 def test_stream_and_pack_leak_nothing(link: Link) -> None:
     assert speedups.pack
 
@@ -268,13 +281,7 @@ def test_stream_and_pack_leak_nothing(link: Link) -> None:
         for data in ("ü", "x" * 20_000, b"x" * 20_000):
             speedups.pack(data, True)  # type: ignore[misc]
 
-    turn()
-    gc.collect()
-    before = sys.getallocatedblocks()
-    for _ in range(200):
-        turn()
-    gc.collect()
-    assert sys.getallocatedblocks() - before < 50
+    assert_leaks_nothing(turn)
 
 
 @pytest.mark.parametrize("word", ["off", "0", "No"])
@@ -288,6 +295,9 @@ def test_variable_turns_the_extension_off(word: str) -> None:
         check=True,
     )
     assert found.stdout == "python None None\n"
+
+
+PREPARED = PreparedMessage("wire " * 100)
 
 
 class Member:
@@ -308,6 +318,10 @@ class Member:
 
     def flush_soon(self) -> None:
         self.flushes += 1
+
+    def encode(self, reply: str | bytes) -> bytes:
+        """The frame where compression was agreed."""
+        return b"frame of " + (reply.encode() if isinstance(reply, str) else reply)
 
     def serve(self, listener: object, *due: object) -> object:
         """The messages `due`, the first of them first."""
@@ -351,7 +365,7 @@ def test_serve_holds_what_comes_behind_something_else(link: Link) -> None:
     member.size = 1
     assert member.serve(Listener(), "a", "b") is None
     assert member.taken == [b"\x81\x01a", b"\x81\x01b"]
-    member.size = 1 << 20  # the mark
+    member.size = MARK
     assert member.serve(Listener(), "c") == "c"
     link.stream.is_open = False
     assert member.serve(Listener(), "d") is None
@@ -374,23 +388,62 @@ def test_serve_gives_the_outbox_what_the_socket_does_not_take() -> None:
 
 def test_serve_and_deliver_refuse_other_arguments(link: Link) -> None:
     assert speedups.deliver
+    assert speedups.Stream
     with pytest.raises(TypeError, match="a list"):
         link.stream.serve((), 1)
     with pytest.raises(TypeError, match="a list"):
-        speedups.deliver((), b"")  # type: ignore[arg-type]
+        speedups.deliver((), PREPARED)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
-        speedups.deliver([1], b"")
+        speedups.deliver([1], PREPARED)
+    with pytest.raises(AttributeError):
+        speedups.deliver([Member(link.stream)], "message")  # type: ignore[arg-type]
+    for bits in (-1, 16):
+        with pytest.raises(ValueError, match="window_bits is 0 to 15"):
+            speedups.Stream(-1, 100, MARK, 0.005, bits)
 
 
 def test_deliver_leaves_those_it_cannot_serve(link: Link) -> None:
     assert speedups.deliver
     pure, busy, free = Member(None), Member(link.stream), Member(link.stream)
     busy.size = 1
-    assert speedups.deliver([pure, busy, free], b"wire") == [pure, busy]
-    assert link.far.recv(100) == b"wire"
+    assert speedups.deliver([pure, busy, free], PREPARED) == [pure, busy]
+    assert link.far.recv(1000) == PREPARED.wire(0)
     assert link.stream.has_sent
     link.stream.is_open = False
-    assert speedups.deliver([free], b"wire") == [free]
+    assert speedups.deliver([free], PREPARED) == [free]
+
+
+def test_deliver_sends_each_the_form_that_it_has_agreed_on() -> None:
+    assert speedups.deliver
+    links = [Link(window_bits=bits) for bits in (0, 9, 15, 9)]
+    members = [Member(link.stream) for link in links]
+    assert speedups.deliver(members, PREPARED) == []
+    got = [link.far.recv(1000) for link in links]
+    assert got == [PREPARED.wire(bits) for bits in (0, 9, 15, 9)]
+    assert len(set(got)) > 1
+    for link in links:
+        link.close()
+
+
+def test_deliver_gives_the_outbox_what_the_socket_does_not_take(link: Link) -> None:
+    assert speedups.deliver
+    link.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    member, big = Member(link.stream), PreparedMessage("ü" * 500_000)
+    assert speedups.deliver([member], big) == []
+    (rest,) = member.taken
+    assert link.far.recv(1 << 20) + bytes(rest) == big.wire(0)  # type: ignore[call-overload]
+
+
+def test_serve_sends_what_encode_makes_where_compression_was_agreed() -> None:
+    link = Link(window_bits=15)
+    member = Member(link.stream)
+    assert member.serve(Listener(), "a", "", "b") is None
+    assert link.far.recv(1000) == b"frame of aframe of b"
+    member.size = 1
+    big = "c" * 20_000
+    assert member.serve(Listener(), big) is None
+    assert member.taken == [b"frame of " + big.encode()]
+    link.close()
 
 
 def test_serve_and_deliver_leak_nothing(link: Link) -> None:
@@ -403,14 +456,8 @@ def test_serve_and_deliver_leak_nothing(link: Link) -> None:
             member.serve(listener, "a", "wrong")
         with contextlib.suppress(UnicodeEncodeError):
             member.serve(listener, "a", "\ud800")
-        speedups.deliver([member], b"wire")  # type: ignore[misc]
+        speedups.deliver([member], PREPARED)  # type: ignore[misc]
         link.far.recv(1 << 20)
         member.taken.clear()
 
-    turn()
-    gc.collect()
-    before = sys.getallocatedblocks()
-    for _ in range(200):
-        turn()
-    gc.collect()
-    assert sys.getallocatedblocks() - before < 50
+    assert_leaks_nothing(turn)

@@ -36,6 +36,7 @@ typedef struct {
     char has_sent; /* a message has gone since somebody has looked */
     Py_ssize_t max_size, mark;
     double turn;
+    int window_bits; /* of the agreed compression, 0 without one: then `encode` makes the frames */
     unsigned long long bytes_received, bytes_sent, replies;
     PyObject *callback; /* the name of the one that `serve` has called last */
     /* Replies that share a write: frames, while nothing waits in the outbox. */
@@ -362,10 +363,13 @@ static PyObject *view_text(PyObject *text, const char *data, Py_ssize_t size)
     return view;
 }
 
-/* A frame in one piece; from LARGE on its header, and its payload without a copy. */
+/* A frame in one piece; from LARGE on its header, and its payload without a copy. Without a header
+ * `owner` is all of it. */
 static PyObject *make_wire(const unsigned char *header, size_t header_size, PyObject *owner,
                            const char *payload, Py_ssize_t size)
 {
+    if (!header_size)
+        return Py_NewRef(owner);
     if (size >= LARGE) {
         PyObject *body = PyUnicode_Check(owner)      ? view_text(owner, payload, size)
                          : PyBytes_CheckExact(owner) ? (Py_INCREF(owner), owner)
@@ -422,7 +426,7 @@ static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count)
 
 /* -- sending ----------------------------------------------------------------------------------- */
 
-static PyObject *name_connection, *name_outbox, *name_size, *name_write, *name_hold;
+static PyObject *name_connection, *name_encode, *name_hold, *name_outbox, *name_size, *name_write;
 
 /* Python's `object.method(argument)`, or without one. */
 static int call(PyObject *object, PyObject *method, PyObject *argument)
@@ -535,44 +539,63 @@ static int append_pending(Stream *self, const unsigned char *header, size_t head
     return 0;
 }
 
-/* Send a `str` or `bytes` behind what waits, the last of a turn at once: 0. 1 when there is no room
- * for it, -1 with an exception. */
-static int answer(Stream *self, PyObject *reply, PyObject *connection, PyObject *outbox, int is_last)
+/* Send a frame behind what waits, the last of a turn at once: 0, or -1 with an exception. Its payload
+ * lies in `owner`. */
+static int send_behind(Stream *self, const unsigned char *header, size_t header_size,
+                       PyObject *owner, const char *payload, size_t size, PyObject *connection,
+                       PyObject *outbox, Py_ssize_t waiting, int is_last)
 {
-    if (!self->is_open)
-        return 0; /* nobody is there any more */
-    unsigned char header[MAX_HEADER];
-    Py_ssize_t size, waiting = get_waiting(outbox);
-    const char *payload = NULL;
-    if (waiting < 0 || waiting >= self->mark)
-        return waiting < 0 ? -1 : 1;
-    if (PyUnicode_Check(reply))
-        payload = PyUnicode_AsUTF8AndSize(reply, &size);
-    else
-        PyBytes_AsStringAndSize(reply, (char **)&payload, &size);
-    if (!payload)
-        return -1;
-    size_t header_size = make_header(header, PyUnicode_Check(reply) ? TEXT : BINARY, size);
-    self->replies++;
-    self->has_sent = 1;
     if (!waiting && (self->pending || !is_last) && size < LARGE &&
         self->pending_size + size < MAX_PENDING)
         return append_pending(self, header, header_size, payload, size);
     if (self->pending && flush_pending(self, outbox) < 0)
         return -1;
-    PyObject *wire;
-    int result;
+    PyObject *wire, *object = connection, *method = name_hold;
     if (is_last && !waiting) {
         size_t sent = send_frame(self, header, header_size, payload, size);
         if (sent == header_size + size)
             return 0;
-        wire = make_rest(header, header_size, sent, reply, payload, size);
-        result = wire ? call(outbox, name_write, wire) : -1;
+        wire = make_rest(header, header_size, sent, owner, payload, size);
+        object = outbox, method = name_write;
     } else {
-        wire = make_wire(header, header_size, reply, payload, size);
-        result = wire ? call(connection, name_hold, wire) : -1;
+        wire = make_wire(header, header_size, owner, payload, size);
     }
+    int result = wire ? call(object, method, wire) : -1;
     Py_XDECREF(wire);
+    return result;
+}
+
+/* Send a `str` or `bytes`: 0. 1 when there is no room for it, -1 with an exception. */
+static int answer(Stream *self, PyObject *reply, PyObject *connection, PyObject *outbox, int is_last)
+{
+    if (!self->is_open)
+        return 0; /* nobody is there any more */
+    Py_ssize_t size, waiting = get_waiting(outbox);
+    if (waiting < 0 || waiting >= self->mark)
+        return waiting < 0 ? -1 : 1;
+    unsigned char header[MAX_HEADER];
+    size_t header_size = 0;
+    const char *payload = NULL;
+    PyObject *frame = NULL, *owner = reply;
+    if (self->window_bits) {
+        owner = frame = PyObject_CallMethodOneArg(connection, name_encode, reply);
+        if (!frame)
+            return -1;
+    }
+    if (PyUnicode_Check(owner))
+        payload = PyUnicode_AsUTF8AndSize(owner, &size);
+    else
+        PyBytes_AsStringAndSize(owner, (char **)&payload, &size);
+    int result = -1;
+    if (payload) {
+        if (!frame)
+            header_size = make_header(header, PyUnicode_Check(owner) ? TEXT : BINARY, size);
+        self->replies++;
+        self->has_sent = 1;
+        result = send_behind(self, header, header_size, owner, payload, size, connection, outbox,
+                             waiting, is_last);
+    }
+    Py_XDECREF(frame);
     return result;
 }
 
@@ -669,61 +692,79 @@ end:
 /* -- broadcasts -------------------------------------------------------------------------------- */
 
 static PyTypeObject stream_type;
-static PyObject *name_stream;
+static PyObject *name_stream, *name_wire;
 
-/* Send `wire` to a member whose connection has nothing else to send: 1. 0 when it is for Python,
- * -1 with an exception. */
-static int deliver_to(PyObject *member, PyObject *wire)
+enum { FORMS = 16 }; /* a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
+
+/* Send the frame that `self` takes to a connection that has nothing else to send: 1. 0 when it is for
+ * Python, -1 with an exception. `wires` keeps the forms that have been made. */
+static int deliver_by(Stream *self, PyObject *connection, PyObject *prepared, PyObject **wires)
 {
-    PyObject *connection = PyObject_GetAttr(member, name_connection), *outbox = NULL;
-    PyObject *stream = connection ? PyObject_GetAttr(connection, name_stream) : NULL;
-    int result = stream ? 0 : -1;
-    if (stream && Py_IS_TYPE(stream, &stream_type)) {
-        Stream *self = (Stream *)stream;
-        outbox = self->is_open && !self->pending ? PyObject_GetAttr(connection, name_outbox) : NULL;
-        Py_ssize_t waiting = outbox ? get_waiting(outbox) : -1;
-        if (PyErr_Occurred()) {
-            result = -1;
-        } else if (waiting == 0) {
-            size_t size = PyBytes_GET_SIZE(wire);
-            size_t sent = send_bytes(self, PyBytes_AS_STRING(wire), size);
-            self->has_sent = 1;
-            result = 1;
-            if (sent < size) {
-                PyObject *view = PyMemoryView_FromObject(wire);
-                PyObject *rest = view ? PySequence_GetSlice(view, sent, size) : NULL;
-                if (!rest || call(outbox, name_write, rest) < 0)
-                    result = -1;
-                Py_XDECREF(view);
-                Py_XDECREF(rest);
-            }
+    if (!self->is_open || self->pending)
+        return 0;
+    PyObject *outbox = PyObject_GetAttr(connection, name_outbox);
+    Py_ssize_t waiting = outbox ? get_waiting(outbox) : -1;
+    int result = waiting < 0 ? -1 : 0;
+    PyObject **wire = wires + self->window_bits;
+    if (waiting == 0 && !*wire) {
+        PyObject *bits = PyLong_FromLong(self->window_bits);
+        *wire = bits ? PyObject_CallMethodOneArg(prepared, name_wire, bits) : NULL;
+        Py_XDECREF(bits);
+    }
+    if (waiting == 0 && (!*wire || !PyBytes_CheckExact(*wire))) {
+        if (*wire)
+            PyErr_SetString(PyExc_TypeError, "wire() must give bytes");
+        result = -1;
+    } else if (waiting == 0) {
+        const char *data = PyBytes_AS_STRING(*wire);
+        size_t size = PyBytes_GET_SIZE(*wire), sent = send_bytes(self, data, size);
+        self->has_sent = 1;
+        result = 1;
+        if (sent < size) {
+            PyObject *rest = make_rest(NULL, 0, sent, *wire, data, size);
+            if (!rest || call(outbox, name_write, rest) < 0)
+                result = -1;
+            Py_XDECREF(rest);
         }
     }
-    Py_XDECREF(connection);
-    Py_XDECREF(stream);
     Py_XDECREF(outbox);
     return result;
 }
 
+static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
+{
+    PyObject *connection = PyObject_GetAttr(member, name_connection);
+    PyObject *stream = connection ? PyObject_GetAttr(connection, name_stream) : NULL;
+    int result = !stream                              ? -1
+                 : !Py_IS_TYPE(stream, &stream_type) ? 0
+                                                      : deliver_by((Stream *)stream, connection,
+                                                                   prepared, wires);
+    Py_XDECREF(connection);
+    Py_XDECREF(stream);
+    return result;
+}
+
 PyDoc_STRVAR(deliver_doc,
-             "deliver(members, wire): send one frame of a broadcast to each member of a list whose\n"
-             "connection it can serve and has nothing else to send. The list of the others.");
+             "deliver(members, prepared): send a `PreparedMessage` to each member of a list whose\n"
+             "connection has a stream and nothing else to send. The list of the others.");
 
 static PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    if (count != 2 || !PyList_CheckExact(args[0]) || !PyBytes_CheckExact(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "deliver() takes a list and bytes");
+    if (count != 2 || !PyList_CheckExact(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "deliver() takes a list and a message");
         return NULL;
     }
-    PyObject *others = PyList_New(0);
+    PyObject *others = PyList_New(0), *wires[FORMS] = {NULL};
     for (Py_ssize_t i = 0; others && i < PyList_GET_SIZE(args[0]); i++) {
         PyObject *member = Py_NewRef(PyList_GET_ITEM(args[0], i));
-        int result = deliver_to(member, args[1]);
+        int result = deliver_to(member, args[1], wires);
         if (result < 0 || (result == 0 && PyList_Append(others, member) < 0))
             Py_CLEAR(others);
         Py_DECREF(member);
     }
+    for (int bits = 0; bits < FORMS; bits++)
+        Py_XDECREF(wires[bits]);
     return others;
 }
 
@@ -731,12 +772,16 @@ static PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t cou
 
 static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "max_size", "mark", "turn", NULL};
+    static char *names[] = {"fd", "max_size", "mark", "turn", "window_bits", NULL};
     self->is_open = 1;
-    return PyArg_ParseTupleAndKeywords(args, kwargs, "innd", names, &self->fd, &self->max_size,
-                                       &self->mark, &self->turn)
-               ? 0
-               : -1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "inndi", names, &self->fd, &self->max_size,
+                                     &self->mark, &self->turn, &self->window_bits))
+        return -1;
+    if (self->window_bits < 0 || self->window_bits >= FORMS) {
+        PyErr_SetString(PyExc_ValueError, "window_bits is 0 to 15");
+        return -1;
+    }
+    return 0;
 }
 
 static void Stream_dealloc(Stream *self)
@@ -780,7 +825,7 @@ static PyTypeObject stream_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Stream",
     .tp_doc = "The server's end of one connection: a non-blocking TCP socket's descriptor, which\n"
               "stays its owner's; the largest message that is taken, and the mark of the outbox,\n"
-              "in bytes; how long a turn is, in seconds.",
+              "in bytes; how long a turn is, in seconds; the window of the agreed compression.",
     .tp_basicsize = sizeof(Stream),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = PyType_GenericNew,
@@ -811,10 +856,11 @@ PyMODINIT_FUNC PyInit__speedups(void)
         PyObject **name;
         const char *text;
     } names[] = {
-        {&name_connection, "connection"}, {&name_flush_soon, "flush_soon"},
-        {&name_forget, "forget_locals"},  {&name_hold, "hold"},
-        {&name_links, "links"},           {&name_outbox, "outbox"},
-        {&name_size, "size"},             {&name_stream, "stream"},
+        {&name_connection, "connection"}, {&name_encode, "encode"},
+        {&name_flush_soon, "flush_soon"}, {&name_forget, "forget_locals"},
+        {&name_hold, "hold"},             {&name_links, "links"},
+        {&name_outbox, "outbox"},         {&name_size, "size"},
+        {&name_stream, "stream"},         {&name_wire, "wire"},
         {&name_write, "write"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)

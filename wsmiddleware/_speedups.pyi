@@ -1,10 +1,14 @@
 from contextvars import Context
 from typing import TypeVar
 
+from wsmiddleware.protocol.prepared import PreparedMessage
+
 _Member = TypeVar("_Member")
 
 class Stream:
-    def __init__(self, fd: int, max_size: int, mark: int, turn: float) -> None: ...
+    def __init__(
+        self, fd: int, max_size: int, mark: int, turn: float, window_bits: int
+    ) -> None: ...
     has_sent: bool
     is_open: bool
     replies: int
@@ -31,7 +35,7 @@ class Stream:
         /,
     ) -> object: ...
 
-def deliver(members: list[_Member], wire: bytes, /) -> list[_Member]: ...
+def deliver(members: list[_Member], prepared: PreparedMessage, /) -> list[_Member]: ...
 def pack(
     data: str | bytes | bytearray | memoryview, compress: bool = True, /
 ) -> bytes | tuple[bytes, bytes | memoryview]: ...

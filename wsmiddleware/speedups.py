@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wsmiddleware._speedups import Stream as _Stream
+    from wsmiddleware.protocol.prepared import PreparedMessage
 
-    Deliver = Callable[[list[Any], bytes], list[Any]]
+    Deliver = Callable[[list[Any], PreparedMessage], list[Any]]
     Pack = Callable[
         [str | bytes | bytearray | memoryview, bool], bytes | tuple[bytes, bytes | memoryview]
     ]
@@ -27,7 +28,7 @@ VARIABLE = "WSMIDDLEWARE_SPEEDUPS"
 
 #: Reads and answers everyday messages on a TCP socket's descriptor.
 Stream: type[_Stream] | None = None
-#: Sends a frame to those of a list of members that it can, and gives the others.
+#: Sends a broadcast to those of a list of members that it can, and gives the others.
 deliver: Deliver | None = None
 #: The wire form of a message: unmasked, uncompressed; a large one's header and payload apart.
 pack: Pack | None = None

@@ -83,7 +83,7 @@ class Deliveries:
         if deliver is not None:
             # A third of a delivery.
             count = len(members)
-            members = deliver(members, prepared.wire(0))
+            members = deliver(members, prepared)
             self._metrics.messages_sent += count - len(members)
         for member in members:
             connection = member.connection

@@ -78,13 +78,13 @@ class Connection(Link):
             self._throttle = Throttle(self.reactor.loop, self._settings.max_message_rate)
 
     def _make_stream(self) -> _Stream | None:
-        is_plain = isinstance(self._transport, TcpTransport) and self._engine.is_plain
+        is_servers = isinstance(self._transport, TcpTransport) and not self._engine.is_client
         # Under a rate messages are counted out one by one; a trace has a line for each.
         is_counted = self._settings.max_message_rate or self.is_traced
-        if Stream is None or not is_plain or is_counted:
+        if Stream is None or not is_servers or is_counted:
             return None
         size, mark = self._engine.max_message_size, self._settings.send_queue_size
-        return Stream(self._transport.fileno(), size, mark, TURN)
+        return Stream(self._transport.fileno(), size, mark, TURN, self.window_bits)
 
     @property
     def bytes_received(self) -> int:
@@ -127,7 +127,7 @@ class Connection(Link):
             self.lost(exc)
             return
         if isinstance(found, list):
-            self._receive_messages(found)
+            self._accept(found)
         elif isinstance(found, tuple):
             # Something for the engine, and the messages that stand before it.
             self._accept(found[0])
@@ -138,23 +138,17 @@ class Connection(Link):
         elif found is not None:
             self.lost(None)
 
-    def _receive_messages(self, messages: list[str | bytes]) -> None:
-        """Have run what the extension has read. Must not raise."""
-        self._accept(messages)
-        if self._inbox:
-            if self._worker is None:
-                self.reactor.pool.submit(self._run)
-            else:
-                self._pause_if_needed()
-
     def _accept(self, messages: list[str | bytes]) -> None:
+        """Have run what the extension has read. Must not raise."""
         keepalive = self.keepalive
         keepalive.last_received = now = self.reactor.now
         if messages and not self._is_discarding:
             keepalive.last_message = now
-            if self.is_traced:
-                self._trace_received(messages)
             self._inbox += messages
+            if self._worker is None:
+                self.reactor.pool.submit(self._run)
+            else:
+                self._pause_if_needed()
 
     def _receive(self, data: bytes) -> None:
         """Parse `data` and have run what it brought. Must not raise."""
