@@ -7,6 +7,7 @@ owner of the socket feeds it, answers its events and sends what `Engine.encode` 
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple, TypeAlias
 
 from .deflate import MIN_COMPRESS_SIZE, Deflate
@@ -67,6 +68,7 @@ _CONTINUES = _CONTROL | {0x00, 0x80}
 
 _SHORT_TEXT = tuple(bytes((_TEXT, size)) for size in range(126))
 _SHORT_BINARY = tuple(bytes((_BINARY, size)) for size in range(126))
+_TEXT_HEADER = struct.Struct("!BBH").pack
 
 # From this size on a memoryview is cheaper than a copy (measured).
 _VIEW_SIZE = 4096
@@ -75,7 +77,8 @@ _VIEW_SIZE = 4096
 _MAX_ASSEMBLED = 262144
 
 
-#: From this size on header and payload go out apart: 64 KiB cost a tenth less.
+#: From this size on header and payload go out apart: 64 KiB cost a tenth less. Text of fewer
+#: characters always fits the header of 16 bits.
 _APART_SIZE = 16384
 
 
@@ -300,11 +303,12 @@ class Engine:
 
     def wire(self, data: str | bytes | bytearray | memoryview, compress: bool = True) -> Wire:
         """The same as `encode`, but a large payload is not copied once more behind its header."""
-        if self.is_plain and type(data) is str and len(data) < 126:
-            # The everyday message without two more calls: 4 % of sixteen at once.
+        if self.is_plain and type(data) is str and len(data) < _APART_SIZE:
+            # The everyday message without four more calls: 4 % of sixteen small ones at once, 10 %
+            # of sixteen of 1 KiB.
             payload = data.encode()
-            if len(payload) < 126:
-                return _SHORT_TEXT[len(payload)] + payload
+            size = len(payload)
+            return (_SHORT_TEXT[size] if size < 126 else _TEXT_HEADER(_TEXT, 126, size)) + payload
         if self.is_plain and len(data) >= _APART_SIZE:
             payload = to_payload(data)
             return make_header(1 if isinstance(data, str) else 2, len(payload)), payload
