@@ -16,7 +16,6 @@ from wsmiddleware.net.pool import CallbackStopped
 from wsmiddleware.net.receiver import TURN, Due
 
 if TYPE_CHECKING:
-    from wsmiddleware._speedups import Stream
     from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.listeners.channel import Channel
     from wsmiddleware.listeners.clients import WsClient
@@ -132,12 +131,32 @@ class Member:
 
     def received(self, due: Due, worker: Worker) -> None:
         """Run the callback for each message and send its reply, in order, as long as a turn is."""
+        connection = self.connection
+        stream = connection.stream
         if self._turn is not None or self._scope is not None:
             self._receive_in_turn(due, worker)
-        elif self.connection.stream is not None:
-            self._receive_by(self.connection.stream, due, worker)
-        else:
+            return
+        if stream is None:
             self._receive(due, worker)
+            return
+        # The same by the C extension, up to what it leaves to us: an odd reply, an exception.
+        channel = self._channel
+        while due:
+            worker.deadline = connection.reactor.now + self._timeout
+            try:
+                reply = stream.serve(
+                    due, self._context, self.listener, self.wsclient, channel.text_callback,
+                    channel.binary_callback, connection, worker,
+                )  # fmt: skip
+                if reply is None:
+                    return
+                wire: Wire | None = connection.encode(to_data(reply), True)
+            except BaseException as exc:
+                wire = self._raised(exc, worker, self._context, stream.callback)
+            finally:
+                worker.rest()
+            if wire is not None:
+                connection.reply(wire)
 
     def _receive_in_turn(self, due: Due, worker: Worker) -> None:
         ends = time.perf_counter() + TURN
@@ -177,26 +196,6 @@ class Member:
                 connection.reply(wire)
             if time.perf_counter() > ends:
                 return
-
-    def _receive_by(self, stream: Stream, due: Due, worker: Worker) -> None:
-        """The same by the C extension, up to what it leaves to us: an odd reply, an exception."""
-        connection, channel = self.connection, self._channel
-        while due:
-            worker.deadline = connection.reactor.now + self._timeout
-            try:
-                reply = stream.serve(
-                    due, self._context, self.listener, self.wsclient, channel.text_callback,
-                    channel.binary_callback, connection, worker,
-                )  # fmt: skip
-                if reply is None:
-                    return
-                wire: Wire | None = connection.encode(to_data(reply), True)
-            except BaseException as exc:
-                wire = self._raised(exc, worker, self._context, stream.callback)
-            finally:
-                worker.rest()
-            if wire is not None:
-                connection.reply(wire)
 
     def unlist(self) -> None:
         """The connection is no longer open. Any greenlet; never blocks."""
