@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -287,24 +288,43 @@ def _targets(run: Run, values: Values) -> str:
 
 def _limits(values: Values) -> str:
     """The promises that are no ratio of messages."""
-    found = {}
-    for group, cell, peer in values:
-        for name in ("connect_us", "kib", "info_ms", "turn_ms"):
-            value = _median(values, group, cell, peer, name)
-            if value is not None:
-                found[peer, name] = value
+
+    def found(group: str, peer: str, name: str, cell: str = "connections") -> float:
+        """The median in the group's cell of that name, NaN where it was not measured."""
+        cells = [key[1] for key in values if key[0] == group and key[1].endswith(cell)]
+        value = _median(values, group, cells[0], peer, name) if cells else None
+        return math.nan if value is None else value
+
+    def connect(peer: str) -> float:
+        return found("connect", peer, "connect_us")
+
+    def both(peer: str) -> float:
+        return connect(peer) + found("connect", peer, "close_us")
+
+    def p99(noise: str) -> float:
+        return found("quiet", ours, "p99_us", noise)
+
+    def growth(few: str, many: str) -> float:
+        return abs(found("growth", ours, "cpu_us", many) / found("growth", ours, "cpu_us", few) - 1)
+
     ours, gevent = OURS.name, "gevent-websocket"
     promises = [
-        ("memory of an idle connection, KiB", found.get((ours, "kib")), 4.0),
-        ("CPU for a connect, µs (gevent-websocket's)", found.get((ours, "connect_us")),
-         found.get((gevent, "connect_us"))),
-        ("`websocket_info()`, ms", found.get((ours, "info_ms")), 2.0),
-        ("longest turn of a broadcast, ms", found.get((ours, "turn_ms")), 5.0),
+        ("memory of an idle connection, KiB", found("connect", ours, "kib"), 4.0),
+        ("CPU to open and close a connection, µs (gevent-websocket's)", both(ours), both(gevent)),
+        ("CPU to open it, of that, µs (gevent-websocket's)", connect(ours), connect(gevent)),
+        ("`websocket_info()`, ms", found("push", ours, "info_ms"), 2.0),
+        ("longest turn of a broadcast, ms", found("push", ours, "turn_ms"), 5.0),
+        ("a quiet client's p99 under a flood, µs (3 x in peace)", p99("flood"), 3 * p99("peace")),
+        ("100 or 10,000 connections, all busy: change in CPU for a message, %",
+         100 * growth("all of 100 connections busy", "all of 10000 connections busy"), 25.0),
+        ("100 or 10,000 connections, 100 busy: the same, %",
+         100 * growth("100 of 100 connections busy", "100 of 10000 connections busy"), 25.0),
+        ("1 or 1,000 channels: the same, %", 100 * growth("1 channels", "1000 channels"), 25.0),
     ]  # fmt: skip
     rows = [
         [text, _number(value) if value <= most else f"**{_number(value)}**", _number(most)]
         for text, value, most in promises
-        if value is not None and most is not None
+        if not math.isnan(value) and not math.isnan(most)
     ]
     if not rows:
         return ""

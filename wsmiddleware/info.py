@@ -20,6 +20,7 @@ from wsmiddleware.speedups import IMPLEMENTATION
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.base import WebSocketListener
+    from wsmiddleware.listeners.invoke import Member
     from wsmiddleware.listeners.session import Session
     from wsmiddleware.middleware import WebSocketMiddleware
 
@@ -134,6 +135,10 @@ class _RawSession:
         return self.raw if name == "raw" else self._session[name]
 
 
+def _with_raw(member: Member) -> Any:
+    return _RawSession(member.wsclient.session, member.connection)
+
+
 def websocket_info(add_raw: bool = False) -> Info:
     """A snapshot of this process: settings, and every open connection with its listener.
 
@@ -142,16 +147,12 @@ def websocket_info(add_raw: bool = False) -> Info:
     no lock; from any greenlet and any native thread. What it lists may close at any time.
     """
     known = middlewares()
-    return Info(known[-1] if known else None, list(_instances(known, add_raw)))
-
-
-def _instances(known: list[WebSocketMiddleware], add_raw: bool) -> Iterator[Instance]:
-    for middleware in known:
-        for member in middleware.registry.members():
-            session: Any = member.wsclient.session
-            if add_raw:
-                session = _RawSession(session, member.connection)
-            yield Instance(member.listener, session)
+    instances = [
+        Instance(member.listener, _with_raw(member) if add_raw else member.wsclient.session)
+        for middleware in known
+        for member in middleware.registry.members()
+    ]
+    return Info(known[-1] if known else None, instances)
 
 
 def publish(channel: str, message: object, group: str | None = None) -> bool:
