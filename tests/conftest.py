@@ -107,3 +107,11 @@ def serve() -> Iterator[Callable[..., Server]]:
             return stack.enter_context(server)
 
         yield start
+
+
+@pytest.fixture
+def room(serve: Callable[..., Server]) -> Callable[..., Any]:
+    """`room(Listener, **settings)` serves a class as the channel "test", in this process."""
+    from support.room import room_maker
+
+    return room_maker(serve)

@@ -14,7 +14,15 @@ from gevent import pywsgi
 from geventwebsocket.resource import Resource, WebSocketApplication
 
 from support import Server, wait_until
-from support.accepting import ACCEPTED, HEADERS, Accepting, read_head, read_now, refusing
+from support.accepting import (
+    ACCEPTED,
+    HEADERS,
+    Accepting,
+    echo,
+    read_head,
+    read_now,
+    refusing,
+)
 from support.servers import UPGRADE, Tls, read_all
 from wsmiddleware.handler import WebSocketHandler
 from wsmiddleware.upgrade import find_upgrade
@@ -229,16 +237,6 @@ def test_the_log_shows_the_101(serve: Serve) -> None:
             log[0],
         )
         transport.close()
-
-
-def echo(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """What flask-sockets does: routes first, then the application talks on ``wsgi.websocket``."""
-    if environ["PATH_INFO"] != "/echo":
-        return refusing(environ, start_response)
-    websocket = environ["wsgi.websocket"]
-    while (message := websocket.receive()) is not None:
-        websocket.send(message)
-    return []
 
 
 def test_wsgi_websocket_upgrades_at_its_first_use(serve: Serve) -> None:

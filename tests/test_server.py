@@ -14,21 +14,11 @@ from gevent.event import Event
 from websockets.exceptions import ConnectionClosed
 
 from support import Server, wait_until
-from support.accepting import read_head, refusing
+from support.accepting import echo, read_head, refusing
 from support.servers import Tls, read_all
 from wsmiddleware.server import WSGIServer
 
 Serve = Callable[..., Server]
-
-
-def echo(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """What flask-sockets does: routes first, then the application talks on ``wsgi.websocket``."""
-    if environ["PATH_INFO"] != "/echo":
-        return refusing(environ, start_response)
-    websocket = environ["wsgi.websocket"]
-    while (message := websocket.receive()) is not None:
-        websocket.send(message)
-    return []
 
 
 def test_a_request_that_does_not_end_gets_408() -> None:

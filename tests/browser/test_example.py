@@ -42,12 +42,16 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def signed_in(browser: Browser, process: Process, name: str, **context: object) -> Iterator[Page]:
     """Somebody's page, all of it connected; at the end its console has no error."""
     with browser.page(**context) as page:
-        page.goto(process.server.url())
-        page.fill("input[name=name]", name)
-        page.click("text=Sign in")
+        sign_in(page, process, name)
         page.until("document.querySelectorAll('.dot[data-state=open]').length === 4")
         yield page
         assert page.errors() == []
+
+
+def sign_in(page: Page, process: Process, name: str) -> None:
+    page.goto(process.server.url())
+    page.fill("input[name=name]", name)
+    page.click("text=Sign in")
 
 
 def say(page: Page, text: str) -> None:
@@ -121,9 +125,7 @@ def test_page_comes_back_after_a_restart_of_the_server(browser: Browser, tmp_pat
     with browser.page() as page:
         with serve_by("run", folder) as process:
             port = process.server.port
-            page.goto(process.server.url())
-            page.fill("input[name=name]", "Ann")
-            page.click("text=Sign in")
+            sign_in(page, process, "Ann")
             page.until_text("#state", "live")
         page.until_text("#state", "reconnecting")
         page.until("document.querySelector('#chat-state').title.startsWith('lost (1')")
@@ -142,9 +144,7 @@ def test_page_asks_for_the_name_again_when_the_server_forgot_it(
     with browser.page() as page:
         with serve_by("run", folder) as process:
             port = process.server.port
-            page.goto(process.server.url())
-            page.fill("input[name=name]", "Ann")
-            page.click("text=Sign in")
+            sign_in(page, process, "Ann")
             page.until_text("#state", "live")
         monkeypatch.setenv("SECRET_KEY", "another")
         with serve_by("run", folder, ["--port", str(port)]):

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support import Process, Server
-from support.room import MakeRoom, Room, hello
+from support import Process
 from support.servers import serve_by, write_app
-from wsmiddleware import WebSocketListener, WebSocketMiddleware
 
 Serve = Callable[..., Process]
 
@@ -58,15 +55,3 @@ def serve_app(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             return stack.enter_context(serve_by(way, folder, options))
 
         yield start
-
-
-@pytest.fixture
-def room(serve: Callable[..., Server]) -> MakeRoom:
-    """`room(Listener, **settings)` serves a class as the channel "test", in this process."""
-
-    def make(listener_class: type[WebSocketListener], **settings: Any) -> Room:
-        middleware = WebSocketMiddleware(hello, config=False, **settings)
-        middleware.register("test", listener_class)
-        return Room(serve(middleware), middleware)
-
-    return make

@@ -12,7 +12,7 @@ from support import wait_until
 from wsmiddleware.net.transport import Transport
 from wsmiddleware.upgrade import find_upgrade
 
-__all__ = ["ACCEPTED", "HEADERS", "Accepting", "read_head", "read_now", "refusing"]
+__all__ = ["ACCEPTED", "HEADERS", "Accepting", "echo", "read_head", "read_now", "refusing"]
 
 HEADERS = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", "x")]
 ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -67,3 +67,13 @@ def refusing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     """An application that upgrades nothing."""
     start_response("403 Forbidden", [("Content-Type", "text/plain")])
     return [b"no"]
+
+
+def echo(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """What flask-sockets does: routes first, then the application talks on ``wsgi.websocket``."""
+    if environ["PATH_INFO"] != "/echo":
+        return refusing(environ, start_response)
+    websocket = environ["wsgi.websocket"]
+    while (message := websocket.receive()) is not None:
+        websocket.send(message)
+    return []

@@ -12,11 +12,20 @@ from gevent import monkey
 from websockets.sync.client import ClientConnection
 
 from support import Server, wait_until, websocket_request
-from wsmiddleware import WebSocketMiddleware
+from wsmiddleware import WebSocketListener, WebSocketMiddleware
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.clients import WsClients
 
-__all__ = ["MakeRoom", "Room", "hello", "hold_up_thread", "in_thread", "masked", "open_by_hand"]
+__all__ = [
+    "MakeRoom",
+    "Room",
+    "hello",
+    "hold_up_thread",
+    "in_thread",
+    "masked",
+    "open_by_hand",
+    "room_maker",
+]
 
 _get_thread_id = monkey.get_original("threading", "get_ident")
 _start_thread = monkey.get_original("_thread", "start_new_thread")
@@ -64,6 +73,17 @@ def hello(environ: Any, start_response: Any) -> list[bytes]:
 
 
 MakeRoom = Callable[..., Room]
+
+
+def room_maker(serve: Callable[..., Server]) -> MakeRoom:
+    """What the fixture `room` is."""
+
+    def make(listener_class: type[WebSocketListener], **settings: Any) -> Room:
+        middleware = WebSocketMiddleware(hello, config=False, **settings)
+        middleware.register("test", listener_class)
+        return Room(serve(middleware), middleware)
+
+    return make
 
 
 def in_thread(function: Callable[[], Any]) -> Any:
