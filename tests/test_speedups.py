@@ -386,6 +386,55 @@ def test_serve_gives_the_outbox_what_the_socket_does_not_take() -> None:
     link.close()
 
 
+def fill(link: Link) -> bytes:
+    """Leave a bit of room in the socket; what has been put there."""
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += link.near.send(bytes(1000))
+    return bytes(sent)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_serve_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) -> None:
+    link = Link()
+    before = fill(link)
+    got = []
+
+    class Outbox(Member):
+        def write(self, wire: object) -> None:  # type: ignore[override]
+            self.taken.append(wire)
+            self.size += len(wire)  # type: ignore[arg-type]
+            # The peer reads all there is at this very moment; or it turns out that it has gone.
+            got.append(link.far.recv(1 << 22))
+            link.stream.is_open = not is_broken
+
+    member, big = Outbox(link.stream), "x" * 20_000
+    assert member.serve(Listener(), "first", big) is None
+    assert got[0][: len(before)] == before
+    taken = [bytes(wire) if isinstance(wire, bytes) else b"".join(wire) for wire in member.taken]  # type: ignore[arg-type]
+    sent = got[0][len(before) :] + b"".join(taken)
+    assert sent == b"\x81\x05first" + (b"" if is_broken else Engine().encode(big))
+    with pytest.raises(BlockingIOError):
+        link.far.recv(1)
+    link.close()
+
+
+def test_serve_puts_what_is_pending_behind_what_has_come_to_wait(link: Link) -> None:
+    member = Member(link.stream)
+
+    class Pinged(Listener):
+        def on_text(self, client: str, message: str) -> object:
+            if message == "b":
+                member.size = 5  # half a ping went out meanwhile
+            return message
+
+    assert member.serve(Pinged(), "a", "b") is None
+    assert member.taken == [b"\x81\x01a", b"\x81\x01b"]
+    with pytest.raises(BlockingIOError):
+        link.far.recv(1)
+
+
 def test_serve_and_deliver_refuse_other_arguments(link: Link) -> None:
     assert speedups.deliver
     assert speedups.Stream

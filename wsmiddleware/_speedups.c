@@ -495,15 +495,18 @@ static void drop_pending(Stream *self)
     self->pending_size = self->pending_room = 0;
 }
 
-/* Send the pending replies; the outbox gets what the socket does not take. */
+/* Send the pending replies behind what waits; the outbox gets what the socket does not take. */
 static int flush_pending(Stream *self, PyObject *outbox)
 {
-    size_t size = self->pending_size, sent = send_bytes(self, self->pending, size);
+    Py_ssize_t waiting = get_waiting(outbox);
+    size_t size = self->pending_size, sent = 0;
+    if (waiting == 0)
+        sent = send_bytes(self, self->pending, size);
     PyObject *rest = NULL;
-    if (sent < size)
+    if (waiting >= 0 && sent < size)
         rest = PyBytes_FromStringAndSize((char *)self->pending + sent, size - sent);
     drop_pending(self);
-    int result = sent == size ? 0 : rest ? call(outbox, name_write, rest) : -1;
+    int result = waiting == 0 && sent == size ? 0 : rest ? call(outbox, name_write, rest) : -1;
     Py_XDECREF(rest);
     return result;
 }
@@ -549,8 +552,12 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
     if (!waiting && (self->pending || !is_last) && size < LARGE &&
         self->pending_size + size < MAX_PENDING)
         return append_pending(self, header, header_size, payload, size);
-    if (self->pending && flush_pending(self, outbox) < 0)
-        return -1;
+    if (self->pending) {
+        if (flush_pending(self, outbox) < 0 || (waiting = get_waiting(outbox)) < 0)
+            return -1;
+        if (!self->is_open)
+            return 0; /* that found the connection broken: the descriptor may be another's by now */
+    }
     PyObject *wire, *object = connection, *method = name_hold;
     if (is_last && !waiting) {
         size_t sent = send_frame(self, header, header_size, payload, size);
