@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from glob import glob
+
 from setuptools import Extension, setup
 
 setup(
     ext_modules=[
         # optional: without a compiler the package is installed all the same, in pure Python.
-        Extension("wsmiddleware._speedups", ["wsmiddleware/_speedups.c"], optional=True)
+        Extension(
+            "wsmiddleware._speedups",
+            sorted(glob("wsmiddleware/_extension/*.c")),
+            depends=["wsmiddleware/_extension/stream.h"],
+            optional=True,
+        )
     ]
 )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
 import socket
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import Context
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wsmiddleware import speedups
+from wsmiddleware.metrics import Metrics
 from wsmiddleware.protocol.engine import Close, Engine, Event, Fail, Ping
 from wsmiddleware.protocol.frames import encode_frame
 from wsmiddleware.protocol.prepared import PreparedMessage
@@ -30,31 +34,129 @@ MARK = 1 << 20
 TEXT, BINARY = 1, 2
 
 
+class Connection:
+    """What the extension asks of a connection and of what belongs to it; notes what it is told."""
+
+    reactor: Any
+    pool: Any
+    _is_paused = False
+    _ending: object = None
+    _worker: object = None
+    now = 0.0
+
+    def __init__(self, fd: int, max_size: int = MAX_SIZE, window_bits: int = 0) -> None:
+        assert speedups.Stream
+        self.connection = self.outbox = self.reactor = self.pool = self
+        self.stream: Any = speedups.Stream(fd, max_size, MARK, 0.005, window_bits)
+        self.inbox: list[str | bytes] = []
+        self.due: list[str | bytes] = []
+        self.counts = Metrics()
+        self.stream.start(self, self.inbox, self.due, self, self, self.counts)
+        #: Bytes that wait in the outbox.
+        self.size = 0
+        self.taken: list[Any] = []
+        self.calls: list[tuple[object, ...]] = []
+
+    def hold(self, wire: Any) -> None:
+        self.taken.append(wire)
+
+    write = hold
+
+    def flush_soon(self) -> None:
+        self.calls.append(("flush_soon",))
+
+    def encode(self, reply: str | bytes) -> bytes:
+        """The frame where compression was agreed."""
+        return b"frame of " + (reply.encode() if isinstance(reply, str) else reply)
+
+    def submit(self, task: object) -> None:
+        self.calls.append(("submit", task))
+
+    def lost(self, exc: OSError | None) -> None:
+        self.calls.append(("lost", exc))
+
+    def _receive(self, rest: bytes) -> None:
+        self.calls.append(("receive", rest))
+
+    def _run(self, worker: object) -> None:
+        self.calls.append(("run", worker))
+
+    def _pause_if_needed(self) -> None:
+        self.calls.append(("pause",))
+
+    def _on_readable(self) -> None:
+        self.calls.append(("on_readable",))
+
+    # The member
+
+    def answer(self, reply: object, worker: object, name: str) -> None:
+        self.calls.append(("answer", reply, name))
+
+    def failed(self, exc: BaseException, worker: object, name: str) -> None:
+        if isinstance(exc, KeyboardInterrupt):
+            raise exc
+        self.calls.append(("failed", type(exc), name))
+
+    def take_calls(self) -> list[tuple[object, ...]]:
+        """What it has been told since the last time."""
+        calls, self.calls = self.calls, []
+        return calls
+
+    def serve(self, listener: object, *messages: str | bytes) -> list[tuple[object, ...]]:
+        """Have `messages` run; what is told of it."""
+        self.stream.serve_for(self, listener, "client", Context(), "on_text", "on_data", 30.0)
+        self.inbox += messages
+        self.stream(Worker())
+        return self.take_calls()
+
+
+class Worker:
+    """A worker; a callback may leave greenlet-locals."""
+
+    __slots__ = ("__dict__", "deadline", "links")
+
+    def __init__(self) -> None:
+        self.links: list[object] = []
+        self.deadline = 0.0
+
+    def forget_locals(self) -> None:
+        vars(self).clear()
+
+
 class Link:
     """A stream, its socket's other end, and the engine that gets what the stream leaves."""
 
     def __init__(self, max_size: int = MAX_SIZE, window_bits: int = 0) -> None:
-        assert speedups.Stream
         self.near, self.far = socket.socketpair()
         for end in (self.near, self.far):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self.stream: Any = speedups.Stream(self.near.fileno(), max_size, MARK, 0.005, window_bits)
+        self.connection = Connection(self.near.fileno(), max_size, window_bits)
+        self.stream = self.connection.stream
         self.engine = Engine(max_message_size=max_size)
         self.has_left = False
+
+    def read(self) -> tuple[list[str | bytes], bytes | None]:
+        """One readable event: the messages, and what is for the engine."""
+        self.stream.receive()
+        messages = self.connection.inbox.copy()
+        self.connection.inbox.clear()
+        rest = [call[1] for call in self.connection.take_calls() if call[0] == "receive"]
+        return messages, rest[0] if rest else None  # type: ignore[return-value]
 
     def receive(self, data: bytes) -> list[Event]:
         """What comes of `data`, through the stream while that takes it, then by the engine."""
         if self.has_left:
             return self.engine.receive(data, 1 << 20)
         self.far.sendall(data)
+        before = self.stream.bytes_received
         events: list[Event] = []
-        while (found := self.stream.read()) is not None:
-            if isinstance(found, tuple):
-                events += found[0]
+        while self.stream.bytes_received < before + len(data):
+            messages, rest = self.read()
+            events += messages
+            if rest is not None:
                 self.has_left = True
-                return events + self.engine.receive(found[1] + self._unread(), 1 << 20)
-            events += found
+                return events + self.engine.receive(rest + self._unread(), 1 << 20)
         return events
 
     def _unread(self) -> bytes:
@@ -95,7 +197,6 @@ def test_stream_reads_every_form_of_length(link: Link, size: int, opcode: int) -
     whole = payload if opcode == BINARY else payload.decode()
     assert link.receive(masked(opcode, payload) * 2) == [whole] * 2
     assert not link.has_left
-    assert link.stream.is_idle
 
 
 @pytest.mark.parametrize("size", [5, 1000, 20_000, 100_000])
@@ -153,8 +254,9 @@ def test_stream_leaves_the_rest_to_the_engine(link: Link, wire: bytes, event: Ev
 
 def test_stream_reads_at_most_so_many_frames_at_once(link: Link) -> None:
     link.far.sendall(masked(TEXT, b"x") * 300)
-    messages, rest = link.stream.read()
+    messages, rest = link.read()
     assert messages == ["x"] * 256
+    assert rest
     assert link.engine.receive(rest) == ["x"] * 44
 
 
@@ -166,18 +268,54 @@ def test_stream_allocates_no_more_than_has_come(link: Link) -> None:
     link.close()
 
 
-def test_stream_tells_what_is_no_data(link: Link) -> None:
-    assert link.stream.read() is None
+def test_stream_tells_of_the_end(link: Link) -> None:
+    link.stream.receive()
+    assert link.connection.take_calls() == []
+    assert not link.stream.has_received
     link.far.close()
-    assert link.stream.read() == b""
+    link.stream.receive()
+    assert link.connection.take_calls() == [("lost", None)]
     link.near.detach()
 
 
-def test_stream_raises_what_the_socket_says() -> None:
-    assert speedups.Stream
-    stream = speedups.Stream(-1, 100, MARK, 0.005, 0)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        stream.read()
+def test_stream_tells_what_the_socket_says() -> None:
+    connection = Connection(-1)
+    connection.stream.receive()
+    ((word, exc),) = connection.calls
+    assert (word, getattr(exc, "errno", 0)) == ("lost", errno.EBADF)
+
+
+def test_stream_asks_for_one_worker_for_what_comes(link: Link) -> None:
+    connection, stream = link.connection, link.stream
+    for count in (1, 2):
+        link.far.send(masked(TEXT, b"x"))
+        stream.receive()
+        assert connection.calls == [("submit", stream)]
+        assert connection.inbox == ["x"] * count
+    assert (stream.has_received, stream.has_message) == (True, True)
+    connection._worker = object()
+    link.far.send(masked(TEXT, b"y"))
+    stream.receive()
+    assert connection.calls[1:] == [("pause",)]
+
+
+def test_stream_drops_what_comes_when_it_is_not_open_any_more(link: Link) -> None:
+    connection, stream = link.connection, link.stream
+    connection.inbox.append("before")
+    stream.is_open = False
+    link.far.send(masked(TEXT, b"x") + masked(8, b""))
+    stream.receive()
+    assert connection.inbox == ["before"]
+    ((word, rest),) = connection.calls
+    assert (word, Engine().receive(rest)) == ("receive", [Close(1005, "")])  # type: ignore[arg-type]
+
+
+def test_stream_leaves_what_comes_to_the_engine_that_is_at_something(link: Link) -> None:
+    link.stream.is_engines = True
+    link.far.send(masked(TEXT, b"x"))
+    link.stream.receive()
+    assert link.connection.calls == [("on_readable",)]
+    assert link.near.recv(100)
 
 
 def test_stream_counts_bytes(link: Link) -> None:
@@ -300,42 +438,6 @@ def test_variable_turns_the_extension_off(word: str) -> None:
 PREPARED = PreparedMessage("wire " * 100)
 
 
-class Member:
-    """What the extension asks of a connection, its outbox, its member and the worker."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.connection = self.outbox = self
-        self.size = 0
-        self.links: list[object] = []
-        self.taken: list[object] = []
-        self.flushes = 0
-
-    def hold(self, wire: object) -> None:
-        self.taken.append(wire)
-
-    write = hold
-
-    def flush_soon(self) -> None:
-        self.flushes += 1
-
-    def encode(self, reply: str | bytes) -> bytes:
-        """The frame where compression was agreed."""
-        return b"frame of " + (reply.encode() if isinstance(reply, str) else reply)
-
-    def serve(self, listener: object, *due: object) -> object:
-        """The messages `due`, the first of them first."""
-        return self.stream.serve(
-            list(reversed(due)), Context(), listener, "client", "on_text", "on_data", self, Worker()
-        )
-
-
-class Worker:
-    """A worker without greenlet-locals."""
-
-    links: ClassVar[list[object]] = []
-
-
 class Listener:
     def on_text(self, client: str, message: str) -> object:
         if message == "odd":
@@ -348,40 +450,107 @@ class Listener:
         return message * 1000
 
 
-def test_serve_answers_in_one_write_up_to_what_is_for_python(link: Link) -> None:
-    member = Member(link.stream)
-    assert member.serve(Listener(), "a", "", b"bc", "odd", "d") == {"odd"}
-    assert link.far.recv(1 << 20) == b"\x81\x01a" + b"\x82\x7e\x07\xd0" + b"bc" * 1000
-    assert (link.stream.callback, link.stream.replies, member.flushes) == ("on_text", 2, 1)
-    with pytest.raises(LookupError, match="wrong"):
-        member.serve(Listener(), "e", "wrong")
+def test_stream_answers_in_one_write_up_to_what_is_for_python(link: Link) -> None:
+    connection = link.connection
+    calls = connection.serve(Listener(), "a", "", b"bc", "odd", "d")
+    assert calls == [("flush_soon",), ("answer", {"odd"}, "on_text")]
+    assert (
+        link.far.recv(1 << 20) == b"\x81\x01a" + b"\x82\x7e\x07\xd0" + b"bc" * 1000 + b"\x81\x01d"
+    )
+    assert (connection.counts.messages_received, connection.counts.messages_sent) == (5, 3)
+    assert connection.serve(Listener(), "e", "wrong")[1:] == [("failed", LookupError, "on_text")]
     assert link.far.recv(1 << 20) == b"\x81\x01e"
-    with pytest.raises(UnicodeEncodeError):
-        member.serve(Listener(), "\ud800")
+    calls = connection.serve(Listener(), "\ud800", "f")
+    assert calls == [("failed", UnicodeEncodeError, "on_text")]
+    assert link.far.recv(1 << 20) == b"\x81\x01f"
 
 
-def test_serve_holds_what_comes_behind_something_else(link: Link) -> None:
-    member = Member(link.stream)
-    member.size = 1
-    assert member.serve(Listener(), "a", "b") is None
-    assert member.taken == [b"\x81\x01a", b"\x81\x01b"]
-    member.size = MARK
-    assert member.serve(Listener(), "c") == "c"
-    link.stream.is_open = False
-    assert member.serve(Listener(), "d") is None
-    assert len(member.taken) == 2
+def test_stream_holds_what_comes_behind_something_else(link: Link) -> None:
+    connection = link.connection
+    connection.size = 1
+    assert connection.serve(Listener(), "a", "b") == []
+    assert connection.taken == [b"\x81\x01a", b"\x81\x01b"]
+    connection.size = MARK
+    assert connection.serve(Listener(), "c") == [("answer", "c", "on_text")]
+    assert connection.taken == [b"\x81\x01a", b"\x81\x01b"]
 
 
-def test_serve_gives_the_outbox_what_the_socket_does_not_take() -> None:
+class Closing(Listener):
+    """Closes, pauses or ends the connection in its first callback."""
+
+    def __init__(self, connection: Connection, name: str, value: object) -> None:
+        self.change = (connection.stream if name == "is_open" else connection, name, value)
+
+    def on_text(self, client: str, message: str) -> object:
+        setattr(*self.change)
+        return message
+
+
+CHANGES = [("is_open", False), ("_is_paused", True), ("_ending", Close(1000, ""))]
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGES)
+def test_stream_leaves_any_other_day_to_python(link: Link, name: str, value: object) -> None:
+    connection = link.connection
+    closing = Closing(connection, name, value)
+    (*_, (word, worker)) = connection.serve(closing, "a", "b")
+    assert (word, type(worker), connection.inbox, connection.due) == ("run", Worker, [], [])
+    assert connection._worker is None
+    (*_, (word, worker)) = connection.serve(closing, "c")
+    assert (word, type(worker), connection.inbox) == ("run", Worker, ["c"])
+
+
+def test_stream_leaves_to_python_what_is_left_when_its_turn_is_over(link: Link) -> None:
+    class Slow(Listener):
+        def on_text(self, client: str, message: str) -> object:
+            time.sleep(0.006)
+            return message
+
+    connection = link.connection
+    connection._worker = object()
+    assert [call[0] for call in connection.serve(Slow(), "a", "b", "c")] == ["run"]
+    assert connection.inbox == ["a", "b", "c"]  # for whoever is at it
+    connection._worker = None
+    assert [call[0] for call in connection.serve(Slow())] == ["flush_soon", "run"]
+    assert connection.due == ["c", "b"]
+    assert link.far.recv(100) == b"\x81\x01a"
+
+
+def test_stream_lets_an_interrupt_through(link: Link) -> None:
+    class Interrupted(Listener):
+        def on_text(self, client: str, message: str) -> object:
+            raise KeyboardInterrupt
+
+    connection = link.connection
+    with pytest.raises(KeyboardInterrupt):
+        connection.serve(Interrupted(), "a", "b")
+    assert (connection._worker, connection.due) == (None, ["b"])
+
+
+def test_stream_clears_greenlet_locals_between_callbacks(link: Link) -> None:
+    worker, found = Worker(), []
+
+    class Leaving(Listener):
+        def on_text(self, client: str, message: str) -> None:
+            found.append(vars(worker).get("local"))
+            worker.local = message  # type: ignore[attr-defined]
+
+    connection = link.connection
+    connection.stream.serve_for(connection, Leaving(), 0, Context(), "on_text", "on_text", 30.0)
+    connection.inbox += ["a", "b"]
+    connection.stream(worker)
+    assert found == [None, None]
+    assert worker.deadline == 30.0
+
+
+def test_stream_gives_the_outbox_what_the_socket_does_not_take() -> None:
     link = Link()
     link.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    member, text = Member(link.stream), "ü" * 30_000
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            link.near.send(bytes(1000))
-    assert member.serve(Listener(), text) is None
-    assert member.serve(Listener(), "short") is None
-    (header, payload), short = member.taken
+    connection, text = link.connection, "ü" * 30_000
+    fill(link)
+    connection.serve(Listener(), text)
+    connection.serve(Listener(), "short")
+    (header, payload), short = connection.taken
     assert (header + bytes(payload), short) == (Engine().encode(text), b"\x81\x05short")
     link.close()
 
@@ -396,23 +565,29 @@ def fill(link: Link) -> bytes:
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
-def test_serve_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) -> None:
+def test_stream_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) -> None:
     link = Link()
     before = fill(link)
     got = []
 
-    class Outbox(Member):
-        def write(self, wire: object) -> None:  # type: ignore[override]
-            self.taken.append(wire)
-            self.size += len(wire)  # type: ignore[arg-type]
+    connection, big = link.connection, "x" * 20_000
+
+    class Outbox:
+        size = 0
+
+        def write(self, wire: Any) -> None:
+            connection.taken.append(wire)
+            self.size += len(wire)
             # The peer reads all there is at this very moment; or it turns out that it has gone.
             got.append(link.far.recv(1 << 22))
             link.stream.is_open = not is_broken
 
-    member, big = Outbox(link.stream), "x" * 20_000
-    assert member.serve(Listener(), "first", big) is None
+    link.stream.start(
+        connection, connection.inbox, connection.due, Outbox(), connection, connection.counts
+    )
+    connection.serve(Listener(), "first", big)
     assert got[0][: len(before)] == before
-    taken = [bytes(wire) if isinstance(wire, bytes) else b"".join(wire) for wire in member.taken]  # type: ignore[arg-type]
+    taken = [wire if isinstance(wire, bytes) else b"".join(wire) for wire in connection.taken]
     sent = got[0][len(before) :] + b"".join(taken)
     assert sent == b"\x81\x05first" + (b"" if is_broken else Engine().encode(big))
     with pytest.raises(BlockingIOError):
@@ -420,44 +595,69 @@ def test_serve_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) -
     link.close()
 
 
-def test_serve_puts_what_is_pending_behind_what_has_come_to_wait(link: Link) -> None:
-    member = Member(link.stream)
+def test_stream_puts_what_is_pending_behind_what_has_come_to_wait(link: Link) -> None:
+    connection = link.connection
 
     class Pinged(Listener):
         def on_text(self, client: str, message: str) -> object:
             if message == "b":
-                member.size = 5  # half a ping went out meanwhile
+                connection.size = 5  # half a ping went out meanwhile
             return message
 
-    assert member.serve(Pinged(), "a", "b") is None
-    assert member.taken == [b"\x81\x01a", b"\x81\x01b"]
+    connection.serve(Pinged(), "a", "b")
+    assert connection.taken == [b"\x81\x01a", b"\x81\x01b"]
     with pytest.raises(BlockingIOError):
         link.far.recv(1)
 
 
-def test_serve_and_deliver_refuse_other_arguments(link: Link) -> None:
+def test_stream_and_deliver_refuse_other_arguments(link: Link) -> None:
     assert speedups.deliver
     assert speedups.Stream
-    with pytest.raises(TypeError, match="a list"):
-        link.stream.serve((), 1)
+    with pytest.raises(TypeError, match="must be list"):
+        link.stream.start(0, (), [], 0, 0, Metrics())
+    with pytest.raises(TypeError, match=r"must be .*Context"):
+        link.stream.serve_for(0, 0, 0, {}, "", "", 1.0)
+    with pytest.raises(RuntimeError, match=r"serve\(\) before serve_for\(\)"):
+        link.stream.serve(Worker())
+    for bits in (-1, 16):
+        with pytest.raises(ValueError, match="window_bits is 0 to 15"):
+            speedups.Stream(-1, 100, MARK, 0.005, bits)
+    with pytest.raises(RuntimeError, match=r"serve_for\(\) before start\(\)"):
+        speedups.Stream(-1, 1, MARK, 1, 0).serve_for(0, 0, 0, Context(), "", "", 1.0)
     with pytest.raises(TypeError, match="a list"):
         speedups.deliver((), PREPARED)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         speedups.deliver([1], PREPARED)
     with pytest.raises(AttributeError):
-        speedups.deliver([Member(link.stream)], "message")  # type: ignore[arg-type]
-    for bits in (-1, 16):
-        with pytest.raises(ValueError, match="window_bits is 0 to 15"):
-            speedups.Stream(-1, 100, MARK, 0.005, bits)
+        speedups.deliver([link.connection], "message")  # type: ignore[arg-type]
+
+
+def test_stopped_stream_does_nothing_and_holds_nobody(link: Link) -> None:
+    assert link.connection in gc.get_referents(link.stream)
+    link.far.send(masked(TEXT, b"x"))
+    link.stream.stop()
+    link.stream.receive()
+    link.stream(Worker())
+    assert (link.connection.calls, link.connection.inbox) == ([], [])
+    assert gc.get_referents(link.stream) == []
+
+
+def test_stream_that_nobody_stops_is_garbage() -> None:
+    link = Link()
+    connection = weakref.ref(link.connection)
+    link.close()
+    del link
+    gc.collect()
+    assert connection() is None
 
 
 def test_deliver_leaves_those_it_cannot_serve(link: Link) -> None:
     assert speedups.deliver
-    pure, busy, free = Member(None), Member(link.stream), Member(link.stream)
-    busy.size = 1
+    pure, busy, free = Connection(-1), Connection(-1), link.connection
+    pure.stream, busy.size = None, 1
     assert speedups.deliver([pure, busy, free], PREPARED) == [pure, busy]
     assert link.far.recv(1000) == PREPARED.wire(0)
-    assert link.stream.has_sent
+    assert link.stream.has_message
     link.stream.is_open = False
     assert speedups.deliver([free], PREPARED) == [free]
 
@@ -465,8 +665,7 @@ def test_deliver_leaves_those_it_cannot_serve(link: Link) -> None:
 def test_deliver_sends_each_the_form_that_it_has_agreed_on() -> None:
     assert speedups.deliver
     links = [Link(window_bits=bits) for bits in (0, 9, 15, 9)]
-    members = [Member(link.stream) for link in links]
-    assert speedups.deliver(members, PREPARED) == []
+    assert speedups.deliver([link.connection for link in links], PREPARED) == []
     got = [link.far.recv(1000) for link in links]
     assert got == [PREPARED.wire(bits) for bits in (0, 9, 15, 9)]
     assert len(set(got)) > 1
@@ -477,36 +676,36 @@ def test_deliver_sends_each_the_form_that_it_has_agreed_on() -> None:
 def test_deliver_gives_the_outbox_what_the_socket_does_not_take(link: Link) -> None:
     assert speedups.deliver
     link.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    member, big = Member(link.stream), PreparedMessage("ü" * 500_000)
-    assert speedups.deliver([member], big) == []
-    (rest,) = member.taken
-    assert link.far.recv(1 << 20) + bytes(rest) == big.wire(0)  # type: ignore[call-overload]
+    big = PreparedMessage("ü" * 500_000)
+    assert speedups.deliver([link.connection], big) == []
+    (rest,) = link.connection.taken
+    assert link.far.recv(1 << 20) + bytes(rest) == big.wire(0)
 
 
-def test_serve_sends_what_encode_makes_where_compression_was_agreed() -> None:
+def test_stream_sends_what_encode_makes_where_compression_was_agreed() -> None:
     link = Link(window_bits=15)
-    member = Member(link.stream)
-    assert member.serve(Listener(), "a", "", "b") is None
+    connection = link.connection
+    connection.serve(Listener(), "a", "", "b")
     assert link.far.recv(1000) == b"frame of aframe of b"
-    member.size = 1
+    connection.size = 1
     big = "c" * 20_000
-    assert member.serve(Listener(), big) is None
-    assert member.taken == [b"frame of " + big.encode()]
+    connection.serve(Listener(), big)
+    assert connection.taken == [b"frame of " + big.encode()]
     link.close()
 
 
-def test_serve_and_deliver_leak_nothing(link: Link) -> None:
+def test_stream_and_deliver_leak_nothing(link: Link) -> None:
     assert speedups.deliver
-    member, listener = Member(link.stream), Listener()
+    connection, listener = link.connection, Listener()
 
     def turn() -> None:
-        member.serve(listener, "a", b"b", "x" * 20_000, "odd")
-        with contextlib.suppress(LookupError):
-            member.serve(listener, "a", "wrong")
-        with contextlib.suppress(UnicodeEncodeError):
-            member.serve(listener, "a", "\ud800")
-        speedups.deliver([member], PREPARED)  # type: ignore[misc]
+        connection.serve(listener, "a", b"b", "x" * 20_000, "odd")
+        connection.serve(listener, "a", "wrong", "\ud800")
+        speedups.deliver([connection], PREPARED)  # type: ignore[misc]
+        link.far.send(masked(TEXT, b"x") + masked(9, b""))
+        link.stream.receive()
+        connection.serve(listener)
         link.far.recv(1 << 20)
-        member.taken.clear()
+        connection.taken.clear()
 
     assert_leaks_nothing(turn)

@@ -2,6 +2,7 @@ from contextvars import Context
 from typing import TypeVar
 
 from wsmiddleware.protocol.prepared import PreparedMessage
+from wsmiddleware.speedups import Counts as Counts
 
 _Member = TypeVar("_Member")
 
@@ -9,31 +10,40 @@ class Stream:
     def __init__(
         self, fd: int, max_size: int, mark: int, turn: float, window_bits: int
     ) -> None: ...
-    has_sent: bool
+    has_message: bool
+    has_received: bool
+    is_engines: bool
     is_open: bool
-    replies: int
     @property
     def bytes_received(self) -> int: ...
     @property
     def bytes_sent(self) -> int: ...
-    @property
-    def callback(self) -> str: ...
-    @property
-    def is_idle(self) -> bool: ...
-    def take_pending(self) -> bytes | None: ...
-    def read(self) -> list[str | bytes] | tuple[list[str | bytes], bytes] | bytes | None: ...
-    def serve(
+    def start(
         self,
+        connection: object,
+        inbox: list[str | bytes],
         due: list[str | bytes],
-        context: Context,
+        outbox: object,
+        reactor: object,
+        counts: Counts,
+        /,
+    ) -> None: ...
+    def serve_for(
+        self,
+        member: object,
         listener: object,
         client: object,
+        context: Context,
         text_name: str,
         binary_name: str,
-        connection: object,
-        worker: object,
+        timeout: float,
         /,
-    ) -> object: ...
+    ) -> None: ...
+    def stop(self) -> None: ...
+    def receive(self) -> None: ...
+    def serve(self, worker: object, /) -> None: ...
+    def __call__(self, worker: object, /) -> None: ...
+    def take_pending(self) -> bytes | None: ...
 
 def deliver(members: list[_Member], prepared: PreparedMessage, /) -> list[_Member]: ...
 def pack(

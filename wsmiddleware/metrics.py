@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 
+from wsmiddleware.speedups import Counts
+
 __all__ = ["Metrics"]
 
 
-class Metrics:
+class Metrics(Counts):
     """The counters of one middleware. Written in its hub's thread, read from anywhere."""
 
     __slots__ = (
         "callback_errors",
         "closed",
         "dropped",
-        "messages_received",
-        "messages_sent",
         "opened",
         "refused",
         "slow_consumers",

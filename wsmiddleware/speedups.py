@@ -21,10 +21,19 @@ if TYPE_CHECKING:
         [str | bytes | bytearray | memoryview, bool], bytes | tuple[bytes, bytes | memoryview]
     ]
 
-__all__ = ["IMPLEMENTATION", "VARIABLE", "Stream", "deliver", "pack"]
+__all__ = ["IMPLEMENTATION", "VARIABLE", "Counts", "Stream", "deliver", "pack"]
 
 #: The variable that turns the extension off; read once, at import.
 VARIABLE = "WSMIDDLEWARE_SPEEDUPS"
+
+
+class Counts:
+    """Messages counted, by the extension too."""
+
+    __slots__ = ("messages_received", "messages_sent")
+    messages_received: int
+    messages_sent: int
+
 
 #: Reads and answers everyday messages on a TCP socket's descriptor.
 Stream: type[_Stream] | None = None
@@ -40,6 +49,7 @@ if os.environ.get(VARIABLE, "").strip().lower() not in ("0", "off", "no", "false
         pass
     else:
         Stream, deliver, pack = _speedups.Stream, _speedups.deliver, _speedups.pack
+        Counts = _speedups.Counts  # type: ignore[misc]
 
 #: ``"c"`` or ``"python"``.
 IMPLEMENTATION = "c" if Stream else "python"

@@ -112,6 +112,12 @@ class Member:
         edge, self._edge = self._edge, None
         if edge is not None:
             edge.entered.wait()
+        stream = self.connection.stream
+        if stream is not None and self._turn is None and self._scope is None:
+            stream.serve_for(
+                self, self.listener, self.wsclient, self._context, self._channel.text_callback,
+                self._channel.binary_callback, self._timeout,
+            )  # fmt: skip
         callbacks = self._channel.callbacks
         if "on_open_async" in callbacks:
             self.connection.reactor.pool.submit(self._run_async)
@@ -131,32 +137,34 @@ class Member:
 
     def received(self, due: Due, worker: Worker) -> None:
         """Run the callback for each message and send its reply, in order, as long as a turn is."""
-        connection = self.connection
-        stream = connection.stream
+        stream = self.connection.stream
         if self._turn is not None or self._scope is not None:
             self._receive_in_turn(due, worker)
-            return
-        if stream is None:
+        elif stream is None:
             self._receive(due, worker)
+        else:
+            # The same by the C extension, but for what it leaves to `answer` and `failed`.
+            stream.serve(worker)
+
+    def answer(self, reply: object, worker: Worker, name: str) -> None:
+        """Send what callback `name` returned: no `str` or `bytes`, or there is no room for it."""
+        try:
+            wire = self.connection.encode(to_data(reply), True)
+        except BaseException as exc:
+            self.failed(exc, worker, name)
             return
-        # The same by the C extension, up to what it leaves to us: an odd reply, an exception.
-        channel = self._channel
-        while due:
-            worker.deadline = connection.reactor.now + self._timeout
-            try:
-                reply = stream.serve(
-                    due, self._context, self.listener, self.wsclient, channel.text_callback,
-                    channel.binary_callback, connection, worker,
-                )  # fmt: skip
-                if reply is None:
-                    return
-                wire: Wire | None = connection.encode(to_data(reply), True)
-            except BaseException as exc:
-                wire = self._raised(exc, worker, self._context, stream.callback)
-            finally:
-                worker.rest()
-            if wire is not None:
-                connection.reply(wire)
+        worker.rest()
+        self.connection.reply(wire)
+
+    def failed(self, exc: BaseException, worker: Worker, name: str) -> None:
+        """Tell of what callback `name` raised, and answer with what `on_error` returns."""
+        try:
+            raise exc  # so that `on_error` finds it in sys.exc_info()
+        except BaseException as exc:
+            wire = self._raised(exc, worker, self._context, name)
+        worker.rest()
+        if wire is not None:
+            self.connection.reply(wire)
 
     def _receive_in_turn(self, due: Due, worker: Worker) -> None:
         ends = time.perf_counter() + TURN

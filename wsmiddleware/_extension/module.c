@@ -1,0 +1,232 @@
+/* The module and its types. */
+#include "stream.h"
+
+#include <structmember.h>
+
+Names names;
+
+/* -- counts ------------------------------------------------------------------------------------ */
+
+static PyMemberDef counts_members[] = {
+    {"messages_received", T_ULONGLONG, offsetof(Counts, messages_received), 0, "Messages read."},
+    {"messages_sent", T_ULONGLONG, offsetof(Counts, messages_sent), 0, "Messages sent or queued."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyTypeObject counts_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Counts",
+    .tp_doc = "Messages counted.",
+    .tp_basicsize = sizeof(Counts),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = PyType_GenericNew,
+    .tp_members = counts_members,
+};
+
+/* -- streams ----------------------------------------------------------------------------------- */
+
+static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"fd", "max_size", "mark", "turn", "window_bits", NULL};
+    self->is_open = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "inndi", names, &self->fd, &self->max_size,
+                                     &self->mark, &self->turn, &self->window_bits))
+        return -1;
+    if (self->window_bits < 0 || self->window_bits >= FORMS) {
+        PyErr_SetString(PyExc_ValueError, "window_bits is 0 to 15");
+        return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(start_doc,
+             "start(connection, inbox, due, outbox, reactor, counts)\n\n"
+             "Serve that connection until `stop`: its lists of messages, what has come and what is\n"
+             "due, in reverse; `counts` counts them.");
+
+static PyObject *Stream_start(Stream *self, PyObject *arguments)
+{
+    PyObject *connection, *inbox, *due, *outbox, *reactor, *counts, *pool;
+    if (!PyArg_ParseTuple(arguments, "OO!O!OOO!", &connection, &PyList_Type, &inbox, &PyList_Type,
+                          &due, &outbox, &reactor, &counts_type, &counts) ||
+        !(pool = PyObject_GetAttrString(reactor, "pool")))
+        return NULL;
+    Py_XSETREF(self->connection, Py_NewRef(connection));
+    Py_XSETREF(self->inbox, Py_NewRef(inbox));
+    Py_XSETREF(self->due, Py_NewRef(due));
+    Py_XSETREF(self->outbox, Py_NewRef(outbox));
+    Py_XSETREF(self->reactor, Py_NewRef(reactor));
+    Py_XSETREF(self->counts, (Counts *)Py_NewRef(counts));
+    Py_XSETREF(self->pool, pool);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(serve_for_doc,
+             "serve_for(member, listener, client, context, text_name, binary_name, timeout)\n\n"
+             "Run these callbacks of the listener in that context; an empty name is no callback.\n"
+             "`timeout`, in seconds, is how long one may run.");
+
+static PyObject *Stream_serve_for(Stream *self, PyObject *arguments)
+{
+    PyObject *member, *listener, *client, *context, *text_name, *binary_name;
+    if (!PyArg_ParseTuple(arguments, "OOOO!UUd", &member, &listener, &client, &PyContext_Type,
+                          &context, &text_name, &binary_name, &self->timeout))
+        return NULL;
+    if (!self->connection) {
+        PyErr_SetString(PyExc_RuntimeError, "serve_for() before start()");
+        return NULL;
+    }
+    Py_XSETREF(self->member, Py_NewRef(member));
+    Py_XSETREF(self->listener, Py_NewRef(listener));
+    Py_XSETREF(self->client, Py_NewRef(client));
+    Py_XSETREF(self->context, Py_NewRef(context));
+    Py_XSETREF(self->text_name, Py_NewRef(text_name));
+    Py_XSETREF(self->binary_name, Py_NewRef(binary_name));
+    Py_RETURN_NONE;
+}
+
+static int Stream_traverse(Stream *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->connection);
+    Py_VISIT(self->inbox);
+    Py_VISIT(self->due);
+    Py_VISIT(self->outbox);
+    Py_VISIT(self->reactor);
+    Py_VISIT(self->counts);
+    Py_VISIT(self->pool);
+    Py_VISIT(self->member);
+    Py_VISIT(self->listener);
+    Py_VISIT(self->client);
+    Py_VISIT(self->context);
+    return 0;
+}
+
+static int Stream_clear(Stream *self)
+{
+    Py_CLEAR(self->connection);
+    Py_CLEAR(self->inbox);
+    Py_CLEAR(self->due);
+    Py_CLEAR(self->outbox);
+    Py_CLEAR(self->reactor);
+    Py_CLEAR(self->counts);
+    Py_CLEAR(self->pool);
+    Py_CLEAR(self->member);
+    Py_CLEAR(self->listener);
+    Py_CLEAR(self->client);
+    Py_CLEAR(self->context);
+    Py_CLEAR(self->text_name);
+    Py_CLEAR(self->binary_name);
+    return 0;
+}
+
+PyDoc_STRVAR(stop_doc, "Let go of what `start` and `serve_for` have given. Not while it serves.");
+
+static PyObject *Stream_stop(Stream *self, PyObject *ignored)
+{
+    (void)ignored;
+    Stream_clear(self);
+    Py_RETURN_NONE;
+}
+
+static void Stream_dealloc(Stream *self)
+{
+    PyObject_GC_UnTrack(self);
+    Stream_clear(self);
+    PyMem_Free(self->kept);
+    Py_XDECREF(self->message);
+    PyMem_Free(self->pending);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+PyDoc_STRVAR(serve_doc,
+             "serve(worker)\n\n"
+             "Take messages off the end of what is due, run the callback for each and send its\n"
+             "reply, until none is left or their turn is over. What only Python can answer goes to\n"
+             "`answer` and `failed` of the member. May block; raises what those raise.");
+
+PyDoc_STRVAR(receive_doc,
+             "Receive once, without waiting, and have run what has come: a watcher's callback.\n"
+             "Messages go to the inbox, with the stream itself as the task of the pool that runs\n"
+             "their callbacks; what else comes goes to the connection.");
+
+PyDoc_STRVAR(take_pending_doc, "Give up the replies that were to share a write: bytes or `None`.");
+
+static PyMethodDef stream_methods[] = {
+    {"start", (PyCFunction)Stream_start, METH_VARARGS, start_doc},
+    {"serve_for", (PyCFunction)Stream_serve_for, METH_VARARGS, serve_for_doc},
+    {"stop", (PyCFunction)Stream_stop, METH_NOARGS, stop_doc},
+    {"receive", (PyCFunction)Stream_receive, METH_NOARGS, receive_doc},
+    {"serve", (PyCFunction)Stream_serve, METH_O, serve_doc},
+    {"take_pending", (PyCFunction)Stream_take_pending, METH_NOARGS, take_pending_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef stream_members[] = {
+    {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), READONLY, "Bytes read."},
+    {"bytes_sent", T_ULONGLONG, offsetof(Stream, bytes_sent), READONLY, "Bytes sent."},
+    {"has_received", T_BOOL, offsetof(Stream, has_received), 0,
+     "True once something has come; to be reset."},
+    {"has_message", T_BOOL, offsetof(Stream, has_message), 0,
+     "True once a message has come or gone; to be reset."},
+    {"is_engines", T_BOOL, offsetof(Stream, is_engines), 0,
+     "True while what comes is for the engine, in the middle of something."},
+    {"is_open", T_BOOL, offsetof(Stream, is_open), 0, "False once nothing may be sent any more."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyTypeObject stream_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Stream",
+    .tp_doc = "The server's end of one connection: a non-blocking TCP socket's descriptor, which\n"
+              "stays its owner's; the largest message that is taken, and the mark of the outbox,\n"
+              "in bytes; how long a turn is, in seconds; the window of the agreed compression.\n"
+              "As a task of the pool it runs the callbacks for what has come.",
+    .tp_basicsize = sizeof(Stream),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Stream_init,
+    .tp_dealloc = (destructor)Stream_dealloc,
+    .tp_traverse = (traverseproc)Stream_traverse,
+    .tp_clear = (inquiry)Stream_clear,
+    .tp_call = (ternaryfunc)Stream_call,
+    .tp_methods = stream_methods,
+    .tp_members = stream_members,
+};
+
+/* -- the module -------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(deliver_doc,
+             "deliver(members, prepared): send a `PreparedMessage` to each member of a list whose\n"
+             "connection has a stream and nothing else to send. The list of the others.");
+
+PyDoc_STRVAR(pack_doc,
+             "pack(data, compress=None): the wire form of a `str` or of bytes, one frame, unmasked\n"
+             "and never compressed; from 16 KiB on its header and its payload, which is not copied.\n"
+             "Raises `UnicodeEncodeError`, and `TypeError` for what is no message.");
+
+static PyMethodDef functions[] = {
+    {"deliver", (PyCFunction)(void (*)(void))deliver, METH_FASTCALL, deliver_doc},
+    {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, pack_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_speedups",
+    .m_doc = "Reading and writing everyday messages, in C.",
+    .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__speedups(void)
+{
+#define INTERN(name, text) \
+    if (!names.name && !(names.name = PyUnicode_InternFromString(text))) \
+        return NULL;
+    FOR_EACH_NAME(INTERN)
+    PyObject *module = PyModule_Create(&definition);
+    if (!module || PyType_Ready(&utf8_type) < 0 || PyModule_AddType(module, &counts_type) < 0 ||
+        PyModule_AddType(module, &stream_type) < 0) {
+        Py_XDECREF(module);
+        return NULL;
+    }
+    return module;
+}

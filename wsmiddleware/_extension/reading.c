@@ -1,0 +1,254 @@
+/* From the socket to messages. */
+#include "stream.h"
+
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+
+unsigned char buffer[BUFFER_SIZE + LARGE];
+
+/* -- frames ------------------------------------------------------------------------------------ */
+
+/* Eight bytes at a time; the compiler makes vectors of it. Gives the OR of all bytes. */
+static unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
+                            const unsigned char *key, size_t turn)
+{
+    unsigned char turned[8];
+    uint64_t word, wide, seen = 0;
+    size_t i = 0;
+    for (int k = 0; k < 8; k++)
+        turned[k] = key[(turn + k) & 3];
+    memcpy(&wide, turned, 8);
+    for (; i + 8 <= size; i += 8) {
+        memcpy(&word, from + i, 8);
+        word ^= wide;
+        seen |= word;
+        memcpy(to + i, &word, 8);
+    }
+    for (; i < size; i++)
+        seen |= to[i] = from[i] ^ turned[i & 7];
+    return (seen & 0x8080808080808080u) != 0 ? 0x80 : 0;
+}
+
+typedef enum { WHOLE, CUT, OTHER } Look;
+
+/* What starts here: a frame that is ours, one that may become it, or something for the engine. */
+static Look look(const Stream *self, const unsigned char *data, size_t size, size_t *header,
+                 size_t *length)
+{
+    *header = MAX_HEADER;
+    *length = 0;
+    if (data[0] != TEXT && data[0] != BINARY)
+        return OTHER;
+    if (size < 2)
+        return CUT;
+    size_t field = data[1] & 127;
+    if (!(data[1] & 128))
+        return OTHER;
+    *header = field < 126 ? 6 : field == 126 ? 8 : 14;
+    if (size < *header - 4)
+        return CUT;
+    if (field < 126) {
+        *length = field;
+    } else {
+        for (size_t i = 2; i < *header - 4; i++) {
+            if (*length >> 40)
+                return OTHER;
+            *length = *length << 8 | data[i];
+        }
+        if (*length < (field == 126 ? 126u : 65536u))
+            return OTHER; /* not the shortest form */
+    }
+    if (*length > (size_t)self->max_size)
+        return OTHER;
+    return size < *header || size - *header < *length ? CUT : WHOLE;
+}
+
+/* The message of a whole frame, unmasked where it lies; NULL with UnicodeDecodeError. */
+static PyObject *make_message(unsigned char *frame, size_t header, size_t length)
+{
+    unsigned char *payload = frame + header, *key = payload - 4;
+    if (frame[0] == TEXT) {
+        PyObject *text = PyUnicode_New(length, 127);
+        /* Where it stays, if it is ASCII: a tenth of an echo of 64 KiB. */
+        if (!text || !length || !unmask(PyUnicode_1BYTE_DATA(text), payload, length, key, 0))
+            return text;
+        Py_DECREF(text);
+        unmask(payload, payload, length, key, 0);
+        return PyUnicode_DecodeUTF8((char *)payload, length, NULL);
+    }
+    PyObject *data = PyBytes_FromStringAndSize(NULL, length);
+    if (data)
+        unmask((unsigned char *)PyBytes_AS_STRING(data), payload, length, key, 0);
+    return data;
+}
+
+/* -- a message piece by piece ------------------------------------------------------------------ */
+
+static unsigned char *room(const Stream *self)
+{
+    return self->header[0] == TEXT ? PyUnicode_1BYTE_DATA(self->message)
+                                   : (unsigned char *)PyBytes_AS_STRING(self->message);
+}
+
+static size_t capacity(const Stream *self)
+{
+    return self->header[0] == TEXT ? PyUnicode_GET_LENGTH(self->message)
+                                   : PyBytes_GET_SIZE(self->message);
+}
+
+/* Space grows with what has come, never with what a header promises: to four times that, for 1 MiB
+ * one copy and not two, a tenth of its echo. */
+static int grow(Stream *self)
+{
+    size_t size = 4 * self->done;
+    if (size < BUFFER_SIZE)
+        size = BUFFER_SIZE;
+    if (size > self->length)
+        size = self->length;
+    if (!self->message)
+        self->message = self->header[0] == TEXT ? PyUnicode_New(size, 127)
+                                                : PyBytes_FromStringAndSize(NULL, size);
+    else if (self->header[0] == TEXT ? PyUnicode_Resize(&self->message, size)
+                                     : _PyBytes_Resize(&self->message, size))
+        Py_CLEAR(self->message);
+    return self->message ? 0 : -1;
+}
+
+/* What has come of the frame, as it came: for the engine. */
+static PyObject *give_back(Stream *self)
+{
+    PyObject *raw = PyBytes_FromStringAndSize(NULL, self->header_size + self->done);
+    if (raw) {
+        unsigned char *to = (unsigned char *)PyBytes_AS_STRING(raw);
+        memcpy(to, self->header, self->header_size);
+        unmask(to + self->header_size, room(self), self->done,
+               self->header + self->header_size - 4, 0);
+    }
+    Py_CLEAR(self->message);
+    return raw;
+}
+
+static int start_large(Stream *self, const unsigned char *frame, size_t size, size_t header,
+                       size_t length)
+{
+    memcpy(self->header, frame, header);
+    self->header_size = header;
+    self->length = length;
+    self->done = size - header;
+    if (grow(self) < 0)
+        return -1;
+    return unmask(room(self), frame + header, self->done, self->header + header - 4, 0) != 0;
+}
+
+/* -- reading ----------------------------------------------------------------------------------- */
+
+static ssize_t receive(Stream *self, unsigned char *to, size_t size)
+{
+    ssize_t got = recv(self->fd, to, size, MSG_DONTWAIT);
+    if (got > 0)
+        self->bytes_received += got;
+    return got;
+}
+
+static Found nothing(ssize_t got)
+{
+    if (got == 0)
+        return END;
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
+        return NOTHING;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return FAILED;
+}
+
+/* Bytes for the engine, or an error. */
+static Found leave(PyObject *rest, PyObject **to)
+{
+    *to = rest;
+    return rest ? SOMETHING : FAILED;
+}
+
+static Found read_large(Stream *self, PyObject *messages, PyObject **rest)
+{
+    if (self->done == capacity(self) && grow(self) < 0)
+        return FAILED;
+    unsigned char *to = room(self) + self->done;
+    ssize_t got = receive(self, to, capacity(self) - self->done);
+    if (got <= 0)
+        return nothing(got);
+    unsigned char high =
+        unmask(to, to, got, self->header + self->header_size - 4, self->done);
+    self->done += got;
+    if (high && self->header[0] == TEXT)
+        return leave(give_back(self), rest);
+    if (self->done < self->length)
+        return SOMETHING;
+    int result = PyList_Append(messages, self->message);
+    Py_CLEAR(self->message);
+    return result < 0 ? FAILED : SOMETHING;
+}
+
+static int keep(Stream *self, const unsigned char *data, size_t size)
+{
+    self->kept = PyMem_Malloc(size);
+    if (!self->kept) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(self->kept, data, size);
+    self->kept_size = size;
+    return 0;
+}
+
+static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *messages,
+                   PyObject **rest)
+{
+    size_t pos = 0, header, length;
+    for (int frames = 0; pos < size; frames++) {
+        Look found = look(self, data + pos, size - pos, &header, &length);
+        if (found == WHOLE && frames < MAX_FRAMES) {
+            PyObject *message = make_message(data + pos, header, length);
+            int result = message ? PyList_Append(messages, message) : -1;
+            Py_XDECREF(message);
+            if (result == 0) {
+                pos += header + length;
+                continue;
+            }
+            if (!PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
+                return FAILED;
+            PyErr_Clear();
+            unmask(data + pos + header, data + pos + header, length, data + pos + header - 4, 0);
+        } else if (found == CUT && (size - pos < header ||
+                                    (data[pos] == BINARY && header + length <= LARGE))) {
+            /* Not text: of that every byte is looked at as it comes, which start_large does. */
+            return keep(self, data + pos, size - pos) < 0 ? FAILED : SOMETHING;
+        } else if (found == CUT) {
+            int is_wide = start_large(self, data + pos, size - pos, header, length);
+            if (is_wide < 0)
+                return FAILED;
+            return is_wide && data[pos] == TEXT ? leave(give_back(self), rest) : SOMETHING;
+        }
+        return leave(PyBytes_FromStringAndSize((char *)data + pos, size - pos), rest);
+    }
+    return SOMETHING;
+}
+
+/* Receive once, without waiting: more `messages`, and in `rest` what is for the engine behind them. */
+Found read_some(Stream *self, PyObject *messages, PyObject **rest)
+{
+    if (self->message)
+        return read_large(self, messages, rest);
+    size_t kept = 0;
+    if (self->kept)
+        kept = self->kept_size;
+    ssize_t got = receive(self, buffer + kept, BUFFER_SIZE);
+    if (got <= 0)
+        return nothing(got);
+    if (self->kept) {
+        memcpy(buffer, self->kept, kept);
+        PyMem_Free(self->kept);
+        self->kept = NULL;
+    }
+    return parse(self, buffer, kept + got, messages, rest);
+}

@@ -1,0 +1,250 @@
+/* From frames to the socket: replies, and broadcasts. */
+#include "stream.h"
+
+#include <string.h>
+#include <sys/socket.h>
+
+/* Python's `object.method(argument)`, or without one. */
+int call(PyObject *object, PyObject *method, PyObject *argument)
+{
+    PyObject *result = argument ? PyObject_CallMethodOneArg(object, method, argument)
+                                : PyObject_CallMethodNoArgs(object, method);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+/* How many bytes went: 0 on an error, which the outbox will meet again. */
+static size_t send_bytes(Stream *self, const void *data, size_t size)
+{
+    ssize_t sent = send(self->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0)
+        return 0;
+    self->bytes_sent += sent;
+    return sent;
+}
+
+/* The same for header and payload: small ones as one piece, large ones by one system call. */
+static size_t send_frame(Stream *self, const unsigned char *header, size_t header_size,
+                         const char *payload, size_t size)
+{
+    if (size < LARGE) {
+        memcpy(buffer, header, header_size);
+        memcpy(buffer + header_size, payload, size);
+        return send_bytes(self, buffer, header_size + size);
+    }
+    struct iovec parts[] = {{(void *)header, header_size}, {(void *)payload, size}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    ssize_t sent = sendmsg(self->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0)
+        return 0;
+    self->bytes_sent += sent;
+    return sent;
+}
+
+/* What of a frame has not gone. */
+static PyObject *make_rest(const unsigned char *header, size_t header_size, size_t sent,
+                           PyObject *owner, const char *payload, size_t size)
+{
+    if (sent < header_size)
+        return make_wire(header + sent, header_size - sent, owner, payload, size);
+    PyObject *body = PyUnicode_Check(owner) ? view_text(owner, payload, size)
+                                            : PyMemoryView_FromObject(owner);
+    PyObject *rest = body ? PySequence_GetSlice(body, sent - header_size, size) : NULL;
+    Py_XDECREF(body);
+    return rest;
+}
+
+/* Bytes that wait in the outbox; -1 with an exception. */
+Py_ssize_t get_waiting(PyObject *outbox)
+{
+    PyObject *size = PyObject_GetAttr(outbox, names.size);
+    Py_ssize_t waiting = size ? PyLong_AsSsize_t(size) : -1;
+    Py_XDECREF(size);
+    return waiting;
+}
+
+static void drop_pending(Stream *self)
+{
+    PyMem_Free(self->pending);
+    self->pending = NULL;
+    self->pending_size = self->pending_room = 0;
+}
+
+/* Send the pending replies behind what waits; the outbox gets what the socket does not take. */
+int flush_pending(Stream *self)
+{
+    Py_ssize_t waiting = get_waiting(self->outbox);
+    size_t size = self->pending_size, sent = 0;
+    if (waiting == 0)
+        sent = send_bytes(self, self->pending, size);
+    PyObject *rest = NULL;
+    if (waiting >= 0 && sent < size)
+        rest = PyBytes_FromStringAndSize((char *)self->pending + sent, size - sent);
+    drop_pending(self);
+    int result = waiting == 0 && sent == size ? 0 : rest ? call(self->outbox, names.write, rest) : -1;
+    Py_XDECREF(rest);
+    return result;
+}
+
+PyObject *Stream_take_pending(Stream *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (!self->pending)
+        Py_RETURN_NONE;
+    PyObject *taken = PyBytes_FromStringAndSize((char *)self->pending, self->pending_size);
+    drop_pending(self);
+    return taken;
+}
+
+/* One more reply, where it fits: 0. */
+static int append_pending(Stream *self, const unsigned char *header, size_t header_size,
+                          const char *payload, size_t size)
+{
+    size_t needed = self->pending_size + header_size + size;
+    if (needed > self->pending_room) {
+        size_t room = 2 * needed < 512 ? 512 : 2 * needed;
+        unsigned char *grown = PyMem_Realloc(self->pending, room);
+        if (!grown) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        self->pending = grown, self->pending_room = room;
+    }
+    memcpy(self->pending + self->pending_size, header, header_size);
+    memcpy(self->pending + self->pending_size + header_size, payload, size);
+    self->pending_size = needed;
+    return 0;
+}
+
+/* Send a frame behind what waits, the last of a turn at once: 0, or -1 with an exception. Its payload
+ * lies in `owner`. */
+static int send_behind(Stream *self, const unsigned char *header, size_t header_size,
+                       PyObject *owner, const char *payload, size_t size, Py_ssize_t waiting,
+                       int is_last)
+{
+    if (!waiting && (self->pending || !is_last) && size < LARGE &&
+        self->pending_size + size < MAX_PENDING)
+        return append_pending(self, header, header_size, payload, size);
+    if (self->pending) {
+        if (flush_pending(self) < 0 || (waiting = get_waiting(self->outbox)) < 0)
+            return -1;
+        if (!self->is_open)
+            return 0; /* that found the connection broken: the descriptor may be another's by now */
+    }
+    PyObject *wire, *object = self->connection, *method = names.hold;
+    if (is_last && !waiting) {
+        size_t sent = send_frame(self, header, header_size, payload, size);
+        if (sent == header_size + size)
+            return 0;
+        wire = make_rest(header, header_size, sent, owner, payload, size);
+        object = self->outbox, method = names.write;
+    } else {
+        wire = make_wire(header, header_size, owner, payload, size);
+    }
+    int result = wire ? call(object, method, wire) : -1;
+    Py_XDECREF(wire);
+    return result;
+}
+
+/* Send a `str` or `bytes`: 0. 1 when there is no room for it, -1 with an exception. */
+int answer(Stream *self, PyObject *reply, int is_last)
+{
+    if (!self->is_open)
+        return 0; /* nobody is there any more */
+    Py_ssize_t size, waiting = get_waiting(self->outbox);
+    if (waiting < 0 || waiting >= self->mark)
+        return waiting < 0 ? -1 : 1;
+    unsigned char header[MAX_HEADER];
+    size_t header_size = 0;
+    const char *payload = NULL;
+    PyObject *frame = NULL, *owner = reply;
+    if (self->window_bits) {
+        owner = frame = PyObject_CallMethodOneArg(self->connection, names.encode, reply);
+        if (!frame)
+            return -1;
+    }
+    if (PyUnicode_Check(owner))
+        payload = PyUnicode_AsUTF8AndSize(owner, &size);
+    else
+        PyBytes_AsStringAndSize(owner, (char **)&payload, &size);
+    int result = -1;
+    if (payload) {
+        if (!frame)
+            header_size = make_header(header, PyUnicode_Check(owner) ? TEXT : BINARY, size);
+        self->counts->messages_sent++;
+        self->has_message = 1;
+        result = send_behind(self, header, header_size, owner, payload, size, waiting, is_last);
+    }
+    Py_XDECREF(frame);
+    return result;
+}
+
+/* -- broadcasts -------------------------------------------------------------------------------- */
+
+/* Send the frame that `self` takes to a connection that has nothing else to send: 1. 0 when it is for
+ * Python, -1 with an exception. `wires` keeps the forms that have been made. */
+static int deliver_by(Stream *self, PyObject *connection, PyObject *prepared, PyObject **wires)
+{
+    if (!self->is_open || self->pending)
+        return 0;
+    PyObject *outbox = PyObject_GetAttr(connection, names.outbox);
+    Py_ssize_t waiting = outbox ? get_waiting(outbox) : -1;
+    int result = waiting < 0 ? -1 : 0;
+    PyObject **wire = wires + self->window_bits;
+    if (waiting == 0 && !*wire) {
+        PyObject *bits = PyLong_FromLong(self->window_bits);
+        *wire = bits ? PyObject_CallMethodOneArg(prepared, names.wire, bits) : NULL;
+        Py_XDECREF(bits);
+    }
+    if (waiting == 0 && (!*wire || !PyBytes_CheckExact(*wire))) {
+        if (*wire)
+            PyErr_SetString(PyExc_TypeError, "wire() must give bytes");
+        result = -1;
+    } else if (waiting == 0) {
+        const char *data = PyBytes_AS_STRING(*wire);
+        size_t size = PyBytes_GET_SIZE(*wire), sent = send_bytes(self, data, size);
+        self->has_message = 1;
+        result = 1;
+        if (sent < size) {
+            PyObject *rest = make_rest(NULL, 0, sent, *wire, data, size);
+            if (!rest || call(outbox, names.write, rest) < 0)
+                result = -1;
+            Py_XDECREF(rest);
+        }
+    }
+    Py_XDECREF(outbox);
+    return result;
+}
+
+static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
+{
+    PyObject *connection = PyObject_GetAttr(member, names.connection);
+    PyObject *stream = connection ? PyObject_GetAttr(connection, names.stream) : NULL;
+    int result = !stream                              ? -1
+                 : !Py_IS_TYPE(stream, &stream_type) ? 0
+                                                      : deliver_by((Stream *)stream, connection,
+                                                                   prepared, wires);
+    Py_XDECREF(connection);
+    Py_XDECREF(stream);
+    return result;
+}
+
+PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 2 || !PyList_CheckExact(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "deliver() takes a list and a message");
+        return NULL;
+    }
+    PyObject *others = PyList_New(0), *wires[FORMS] = {NULL};
+    for (Py_ssize_t i = 0; others && i < PyList_GET_SIZE(args[0]); i++) {
+        PyObject *member = Py_NewRef(PyList_GET_ITEM(args[0], i));
+        int result = deliver_to(member, args[1], wires);
+        if (result < 0 || (result == 0 && PyList_Append(others, member) < 0))
+            Py_CLEAR(others);
+        Py_DECREF(member);
+    }
+    for (int bits = 0; bits < FORMS; bits++)
+        Py_XDECREF(wires[bits]);
+    return others;
+}

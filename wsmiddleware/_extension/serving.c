@@ -1,0 +1,252 @@
+/* From messages through the listener to replies: an ordinary day of a connection. */
+#include "stream.h"
+
+#include <time.h>
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+/* From now on the callback that runs in `worker` has its time. */
+static int set_deadline(const Stream *self, PyObject *worker)
+{
+    PyObject *begins = PyObject_GetAttr(self->reactor, names.now);
+    PyObject *ends = begins ? PyFloat_FromDouble(PyFloat_AsDouble(begins) + self->timeout) : NULL;
+    int result = ends && !PyErr_Occurred() ? PyObject_SetAttr(worker, names.deadline, ends) : -1;
+    Py_XDECREF(begins);
+    Py_XDECREF(ends);
+    return result;
+}
+
+/* What is Python's to answer: an exception, where one is set, else `reply`, which is no `str` or
+ * `bytes` or has no room. Outside of the callbacks' context: both may call one. */
+static int hand_to_member(Stream *self, PyObject *reply, PyObject *worker, PyObject *name)
+{
+    PyObject *type, *exception, *traceback, *result = NULL;
+    PyErr_Fetch(&type, &exception, &traceback);
+    if (type) {
+        PyErr_NormalizeException(&type, &exception, &traceback);
+        if (traceback)
+            PyException_SetTraceback(exception, traceback);
+    }
+    if (PyContext_Exit(self->context) == 0 && (!self->pending || flush_pending(self) == 0))
+        result = PyObject_CallMethodObjArgs(self->member, type ? names.failed : names.answer,
+                                            type ? exception : reply, worker, name, NULL);
+    int is_done = result && set_deadline(self, worker) == 0;
+    Py_XDECREF(result);
+    Py_XDECREF(type);
+    Py_XDECREF(exception);
+    Py_XDECREF(traceback);
+    /* Again inside, whatever has happened: the caller leaves it. */
+    PyErr_Fetch(&type, &exception, &traceback);
+    if (PyContext_Enter(self->context) < 0)
+        is_done = 0;
+    else
+        PyErr_Restore(type, exception, traceback);
+    return is_done ? 0 : -1;
+}
+
+/* Run the callback for `message` and send its reply. */
+static int serve_one(Stream *self, PyObject *message, PyObject *worker)
+{
+    PyObject *name = PyBytes_CheckExact(message) ? self->binary_name : self->text_name;
+    if (!PyUnicode_GET_LENGTH(name))
+        return 0;
+    PyObject *arguments[] = {self->listener, self->client, message};
+    PyObject *reply = PyObject_VectorcallMethod(name, arguments, 3, NULL);
+    int is_last = !PyList_GET_SIZE(self->due); /* closing drops what is left */
+    int is_plain = reply && (PyUnicode_CheckExact(reply) || PyBytes_CheckExact(reply));
+    int result = !reply ? -1 : reply == Py_None ? 0 : is_plain ? answer(self, reply, is_last) : 1;
+    if (result != 0)
+        result = hand_to_member(self, reply, worker, name);
+    Py_XDECREF(reply);
+    return result;
+}
+
+/* Take messages off the end of what is due, until none is left or their turn is over. */
+static int serve(Stream *self, PyObject *worker)
+{
+    PyObject *due = self->due, *links = PyObject_GetAttr(worker, names.links);
+    PyObject *locals = links ? PyObject_GenericGetDict(worker, NULL) : NULL;
+    int result = -1, is_pending = 0;
+    if (!locals || set_deadline(self, worker) < 0 || PyContext_Enter(self->context) < 0)
+        goto end;
+    result = 0;
+    Py_ssize_t rest = PyList_GET_SIZE(due);
+    double ends = rest > 1 ? now() + self->turn : 0;
+    while (result == 0 && rest > 0) {
+        PyObject *message = Py_NewRef(PyList_GET_ITEM(due, rest - 1));
+        result = PyList_SetSlice(due, rest - 1, rest, NULL);
+        if (result == 0)
+            result = serve_one(self, message, worker);
+        Py_DECREF(message);
+        /* Nothing of a callback's greenlet-locals is there for the next one. */
+        if (result == 0 && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
+            result = call(worker, names.forget, NULL);
+        rest = PyList_GET_SIZE(due);
+        /* The next callback may block. */
+        if (result == 0 && rest && self->pending && !is_pending)
+            is_pending = 1, result = call(self->connection, names.flush_soon, NULL);
+        if (rest && now() > ends)
+            break;
+    }
+    if (PyContext_Exit(self->context) < 0)
+        result = -1;
+    if (self->pending) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        if (flush_pending(self) < 0)
+            result = -1;
+        if (type)
+            PyErr_Restore(type, value, traceback);
+    }
+end:
+    Py_XDECREF(locals);
+    Py_XDECREF(links);
+    return result;
+}
+
+PyObject *Stream_serve(Stream *self, PyObject *worker)
+{
+    if (!self->member) {
+        PyErr_SetString(PyExc_RuntimeError, "serve() before serve_for()");
+        return NULL;
+    }
+    return serve(self, worker) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* 0 where an attribute is `None` or `False`, else 1; -1 with an exception. */
+static int is_true(PyObject *object, PyObject *name)
+{
+    PyObject *value = PyObject_GetAttr(object, name);
+    int result = value ? value != Py_None && value != Py_False : -1;
+    Py_XDECREF(value);
+    return result;
+}
+
+/* 1 when what is to be done is for `Connection._run`: it is paused, or at its end. */
+static int is_special(const Stream *self)
+{
+    int result = self->is_open ? is_true(self->connection, names.is_paused) : 1;
+    return result ? result : is_true(self->connection, names.ending);
+}
+
+/* What has come is due now, the first of it last. */
+static int make_due(Stream *self)
+{
+    Py_ssize_t count = PyList_GET_SIZE(self->inbox);
+    self->counts->messages_received += count;
+    for (Py_ssize_t i = count - 1; i >= 0; i--)
+        if (PyList_Append(self->due, PyList_GET_ITEM(self->inbox, i)) < 0)
+            return -1;
+    return PyList_SetSlice(self->inbox, 0, count, NULL);
+}
+
+/* `Connection._run` for an ordinary day: 0 when there is nothing left to do, 1 when there is. */
+static int run(Stream *self, PyObject *worker)
+{
+    int result = !self->member || PyList_GET_SIZE(self->due) ? 1 : is_special(self);
+    if (result == 0)
+        result = is_true(self->connection, names.worker);
+    if (result != 0)
+        return result;
+    if (PyObject_SetAttr(self->connection, names.worker, worker) < 0)
+        return -1;
+    result = make_due(self) < 0 ? -1 : serve(self, worker);
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (PyObject_SetAttr(self->connection, names.worker, Py_None) < 0)
+        result = -1;
+    if (type)
+        PyErr_Restore(type, value, traceback);
+    if (result == 0)
+        result = PyList_GET_SIZE(self->due) || PyList_GET_SIZE(self->inbox) || is_special(self);
+    return result;
+}
+
+PyObject *Stream_call(Stream *self, PyObject *arguments, PyObject *keywords)
+{
+    PyObject *worker;
+    if (keywords || !PyArg_ParseTuple(arguments, "O", &worker))
+        return NULL;
+    self->is_submitted = 0;
+    if (!self->connection)
+        Py_RETURN_NONE;
+    PyObject *connection = Py_NewRef(self->connection);
+    int result = run(self, worker);
+    if (result > 0)
+        result = call(connection, names.run, worker);
+    Py_DECREF(connection);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* See to it that somebody runs what has come. */
+static int submit(Stream *self)
+{
+    int is_running = is_true(self->connection, names.worker);
+    if (is_running)
+        return is_running < 0 ? -1 : call(self->connection, names.pause, NULL);
+    if (self->is_submitted)
+        return 0;
+    self->is_submitted = 1;
+    return call(self->pool, names.submit, (PyObject *)self);
+}
+
+/* Messages from the `before`th of the inbox on have come, and behind them what is for the engine. */
+static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
+{
+    PyObject *inbox = self->inbox;
+    int result = 0;
+    self->has_received = 1;
+    if (PyList_GET_SIZE(inbox) > before) {
+        if (self->is_open) {
+            self->has_message = 1;
+            result = submit(self);
+        } else {
+            result = PyList_SetSlice(inbox, before, PyList_GET_SIZE(inbox), NULL);
+        }
+    }
+    return result == 0 && rest ? call(self->connection, names.receive, rest) : result;
+}
+
+/* Tell the connection that the stream has ended, or how it broke. */
+static int lose(Stream *self)
+{
+    PyObject *type, *exception, *traceback;
+    PyErr_Fetch(&type, &exception, &traceback);
+    PyErr_NormalizeException(&type, &exception, &traceback);
+    int result = call(self->connection, names.lost, exception ? exception : Py_None);
+    Py_XDECREF(type);
+    Py_XDECREF(exception);
+    Py_XDECREF(traceback);
+    return result;
+}
+
+PyObject *Stream_receive(Stream *self, PyObject *ignored)
+{
+    (void)ignored;
+    if (!self->connection)
+        Py_RETURN_NONE;
+    PyObject *connection = Py_NewRef(self->connection), *rest = NULL;
+    Py_ssize_t before = PyList_GET_SIZE(self->inbox);
+    int result;
+    if (self->is_engines) {
+        result = call(connection, names.on_readable, NULL);
+    } else {
+        Found found = read_some(self, self->inbox, &rest);
+        if (found == NOTHING)
+            result = 0;
+        else if (found == SOMETHING)
+            result = take_in(self, before, rest);
+        else if (found == END || PyErr_ExceptionMatches(PyExc_OSError))
+            result = lose(self);
+        else
+            result = -1;
+    }
+    Py_XDECREF(rest);
+    Py_DECREF(connection);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}

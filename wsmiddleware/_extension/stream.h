@@ -1,0 +1,132 @@
+/* The way of a message that has nothing special about it, in C: from the socket to `str` or
+ * `bytes`, through the listener's callback, and from there to the bytes of a frame. Imported by
+ * speedups.py only.
+ *
+ * The law of WebSocket frames stays in protocol/engine.py. What is read here are whole text and
+ * binary messages, masked, uncompressed, in one frame, no larger than allowed, valid UTF-8. At the
+ * first byte that is anything else the connection gets the bytes from that frame's first one on, as
+ * they came, and the Python engine goes on with them: it alone answers, refuses or waits. In the
+ * same way `Stream.receive` and a `Stream` as a task are what `Connection._on_readable` and `_run`
+ * do on an ordinary day, and call them on any other.
+ *
+ * The GIL is held throughout: no call here blocks, and all share one receive buffer.
+ */
+#ifndef WSMIDDLEWARE_STREAM_H
+#define WSMIDDLEWARE_STREAM_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+
+enum {
+    BUFFER_SIZE = 1 << 18, /* a 64 KiB message is mostly there at once: one call of recv, not two */
+    LARGE = 1 << 14,       /* from here on a frame is not copied where that can be avoided */
+    MAX_PENDING = 1 << 16, /* replies of one turn that share a write */
+    MAX_FRAMES = 256,      /* of one read: then others get their turn */
+    MAX_HEADER = 14,
+    FORMS = 16, /* of a message: a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
+    TEXT = 0x81, /* FIN and the opcode, RFC 6455 section 5.2 */
+    BINARY = 0x82,
+};
+
+/* What a read has brought. */
+typedef enum { FAILED = -1, NOTHING, SOMETHING, END } Found;
+
+/* What is counted here, for whoever reads it: the base of metrics.Metrics. */
+typedef struct {
+    PyObject_HEAD
+    unsigned long long messages_received, messages_sent;
+} Counts;
+
+typedef struct {
+    PyObject_HEAD
+    int fd;
+    char is_open;      /* the connection's state, as must be known before something is sent */
+    char is_engines;   /* the engine is in the middle of something: what comes is for it */
+    char is_submitted; /* waits for a worker */
+    char has_received; /* something has come since somebody has looked */
+    char has_message;  /* a message has come or gone since then */
+    Py_ssize_t max_size, mark;
+    double turn, timeout;
+    int window_bits; /* of the agreed compression, 0 without one: then `encode` makes the frames */
+    unsigned long long bytes_received, bytes_sent;
+    /* From `start` to `stop`: the connection, its lists of messages, and those of others that each
+     * message needs. */
+    PyObject *connection, *inbox, *due, *outbox, *reactor, *pool;
+    Counts *counts;
+    /* From `serve_for` to `stop`; without it, Python calls the callbacks. */
+    PyObject *member, *listener, *client, *context, *text_name, *binary_name;
+    /* Replies that share a write: frames, while nothing waits in the outbox. */
+    unsigned char *pending;
+    size_t pending_size, pending_room;
+    /* A header, or a small binary frame, that is not complete: its bytes as they came. */
+    unsigned char *kept;
+    size_t kept_size;
+    /* Text, or a large one: its header, and its message as far as it has come, unmasked, ASCII if text. */
+    PyObject *message;
+    unsigned char header[MAX_HEADER];
+    size_t header_size, length, done;
+} Stream;
+
+#pragma GCC visibility push(hidden)
+
+/* What is asked for by name. */
+#define FOR_EACH_NAME(X) \
+    X(answer, "answer") \
+    X(connection, "connection") \
+    X(deadline, "deadline") \
+    X(encode, "encode") \
+    X(ending, "_ending") \
+    X(failed, "failed") \
+    X(flush_soon, "flush_soon") \
+    X(forget, "forget_locals") \
+    X(hold, "hold") \
+    X(is_paused, "_is_paused") \
+    X(links, "links") \
+    X(lost, "lost") \
+    X(now, "now") \
+    X(on_readable, "_on_readable") \
+    X(outbox, "outbox") \
+    X(pause, "_pause_if_needed") \
+    X(receive, "_receive") \
+    X(run, "_run") \
+    X(size, "size") \
+    X(stream, "stream") \
+    X(submit, "submit") \
+    X(wire, "wire") \
+    X(worker, "_worker") \
+    X(write, "write")
+
+#define DECLARE(name, text) PyObject *name;
+typedef struct { FOR_EACH_NAME(DECLARE) } Names;
+extern Names names;
+
+extern unsigned char buffer[BUFFER_SIZE + LARGE];
+extern PyTypeObject counts_type, stream_type, utf8_type;
+
+/* reading.c */
+Found read_some(Stream *self, PyObject *messages, PyObject **rest);
+
+/* frames.c */
+size_t make_header(unsigned char *header, int first, size_t size);
+PyObject *make_wire(const unsigned char *header, size_t header_size, PyObject *owner,
+                    const char *payload, Py_ssize_t size);
+PyObject *view_text(PyObject *text, const char *data, Py_ssize_t size);
+PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
+/* sending.c */
+int call(PyObject *object, PyObject *method, PyObject *argument);
+Py_ssize_t get_waiting(PyObject *outbox);
+int flush_pending(Stream *self);
+int answer(Stream *self, PyObject *reply, int is_last);
+PyObject *Stream_take_pending(Stream *self, PyObject *ignored);
+PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
+/* serving.c */
+PyObject *Stream_receive(Stream *self, PyObject *ignored);
+PyObject *Stream_call(Stream *self, PyObject *arguments, PyObject *keywords);
+PyObject *Stream_serve(Stream *self, PyObject *worker);
+
+#pragma GCC visibility pop
+
+#endif
