@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import itertools
+import math
 import os
 import socket
 import subprocess
@@ -51,11 +52,16 @@ class Connection:
         self.inbox: list[str | bytes] = []
         self.due: list[str | bytes] = []
         self.counts = Metrics()
-        self.stream.start(self, self.inbox, self.due, self, self, self.counts)
+        self.ready: Any = speedups.Ready(self)  # type: ignore[misc]
+        self.start_with(self)
         #: Bytes that wait in the outbox.
         self.size = 0
         self.taken: list[Any] = []
         self.calls: list[tuple[object, ...]] = []
+
+    def start_with(self, outbox: object) -> None:
+        """Let the stream use that outbox."""
+        self.stream.start(self, self.inbox, self.due, outbox, self, self.ready, self.counts)
 
     def hold(self, wire: Any) -> None:
         self.taken.append(wire)
@@ -101,13 +107,6 @@ class Connection:
         """What it has been told since the last time."""
         calls, self.calls = self.calls, []
         return calls
-
-    def serve(self, listener: object, *messages: str | bytes) -> list[tuple[object, ...]]:
-        """Have `messages` run; what is told of it."""
-        self.stream.serve_for(self, listener, "client", Context(), "on_text", "on_data", 30.0)
-        self.inbox += messages
-        self.stream(Worker())
-        return self.take_calls()
 
 
 class Worker:
@@ -158,6 +157,21 @@ class Link:
                 self.has_left = True
                 return events + self.engine.receive(rest + self._unread(), 1 << 20)
         return events
+
+    def come(self, *messages: str | bytes) -> None:
+        """Let the stream read `messages`."""
+        self.far.sendall(b"".join(map(Engine(is_client=True).encode, messages)))
+        self.stream.receive()
+
+    def serve(self, listener: object, *messages: str | bytes) -> list[tuple[object, ...]]:
+        """Have `messages` read and run; what the connection is told of it."""
+        connection = self.connection
+        arguments = (connection, listener, "client", Context(), "on_text", "on_data", 30.0)
+        self.stream.serve_for(*arguments)
+        self.come(*messages)
+        assert connection.take_calls() == [("submit", connection.ready)]
+        connection.ready(Worker())
+        return connection.take_calls()
 
     def _unread(self) -> bytes:
         try:
@@ -290,7 +304,7 @@ def test_stream_asks_for_one_worker_for_what_comes(link: Link) -> None:
     for count in (1, 2):
         link.far.send(masked(TEXT, b"x"))
         stream.receive()
-        assert connection.calls == [("submit", stream)]
+        assert connection.calls == [("submit", connection.ready)]
         assert connection.inbox == ["x"] * count
     assert (stream.has_received, stream.has_message) == (True, True)
     connection._worker = object()
@@ -442,6 +456,8 @@ class Listener:
     def on_text(self, client: str, message: str) -> object:
         if message == "odd":
             return {message}
+        if message == "lone":
+            return "\ud800"
         if message == "wrong":
             raise LookupError(message)
         return message if message else None
@@ -452,15 +468,15 @@ class Listener:
 
 def test_stream_answers_in_one_write_up_to_what_is_for_python(link: Link) -> None:
     connection = link.connection
-    calls = connection.serve(Listener(), "a", "", b"bc", "odd", "d")
+    calls = link.serve(Listener(), "a", "", b"bc", "odd", "d")
     assert calls == [("flush_soon",), ("answer", {"odd"}, "on_text")]
     assert (
         link.far.recv(1 << 20) == b"\x81\x01a" + b"\x82\x7e\x07\xd0" + b"bc" * 1000 + b"\x81\x01d"
     )
     assert (connection.counts.messages_received, connection.counts.messages_sent) == (5, 3)
-    assert connection.serve(Listener(), "e", "wrong")[1:] == [("failed", LookupError, "on_text")]
+    assert link.serve(Listener(), "e", "wrong")[1:] == [("failed", LookupError, "on_text")]
     assert link.far.recv(1 << 20) == b"\x81\x01e"
-    calls = connection.serve(Listener(), "\ud800", "f")
+    calls = link.serve(Listener(), "lone", "f")
     assert calls == [("failed", UnicodeEncodeError, "on_text")]
     assert link.far.recv(1 << 20) == b"\x81\x01f"
 
@@ -468,10 +484,10 @@ def test_stream_answers_in_one_write_up_to_what_is_for_python(link: Link) -> Non
 def test_stream_holds_what_comes_behind_something_else(link: Link) -> None:
     connection = link.connection
     connection.size = 1
-    assert connection.serve(Listener(), "a", "b") == []
+    assert link.serve(Listener(), "a", "b") == []
     assert connection.taken == [b"\x81\x01a", b"\x81\x01b"]
     connection.size = MARK
-    assert connection.serve(Listener(), "c") == [("answer", "c", "on_text")]
+    assert link.serve(Listener(), "c") == [("answer", "c", "on_text")]
     assert connection.taken == [b"\x81\x01a", b"\x81\x01b"]
 
 
@@ -493,11 +509,15 @@ CHANGES = [("is_open", False), ("_is_paused", True), ("_ending", Close(1000, "")
 def test_stream_leaves_any_other_day_to_python(link: Link, name: str, value: object) -> None:
     connection = link.connection
     closing = Closing(connection, name, value)
-    (*_, (word, worker)) = connection.serve(closing, "a", "b")
+    (*_, (word, worker)) = link.serve(closing, "a", "b")
     assert (word, type(worker), connection.inbox, connection.due) == ("run", Worker, [], [])
     assert connection._worker is None
-    (*_, (word, worker)) = connection.serve(closing, "c")
-    assert (word, type(worker), connection.inbox) == ("run", Worker, ["c"])
+    link.stream.is_open, connection._is_paused, connection._ending = True, False, None
+    link.come("c")
+    closing.on_text("", "")
+    connection.ready(Worker())
+    assert [call[0] for call in connection.calls] == ["submit", "run"]
+    assert connection.inbox == ["c"]
 
 
 def test_stream_leaves_to_python_what_is_left_when_its_turn_is_over(link: Link) -> None:
@@ -506,14 +526,48 @@ def test_stream_leaves_to_python_what_is_left_when_its_turn_is_over(link: Link) 
             time.sleep(0.006)
             return message
 
-    connection = link.connection
-    connection._worker = object()
-    assert [call[0] for call in connection.serve(Slow(), "a", "b", "c")] == ["run"]
-    assert connection.inbox == ["a", "b", "c"]  # for whoever is at it
-    connection._worker = None
-    assert [call[0] for call in connection.serve(Slow())] == ["flush_soon", "run"]
-    assert connection.due == ["c", "b"]
+    assert [call[0] for call in link.serve(Slow(), "a", "b", "c")] == ["flush_soon", "run"]
+    assert link.connection.due == ["c", "b"]
     assert link.far.recv(100) == b"\x81\x01a"
+    assert [call[0] for call in link.serve(Slow(), "d")] == ["run"]
+    assert (link.connection.due, link.connection.inbox) == (["c", "b"], ["d"])
+
+
+def test_stream_without_callbacks_of_its_own_leaves_them_to_python(link: Link) -> None:
+    link.come("a")
+    link.connection.ready(Worker())
+    assert [call[0] for call in link.connection.calls] == ["submit", "run"]
+    assert link.connection.inbox == ["a"]
+
+
+def test_ready_streams_have_another_worker_for_them_should_one_block() -> None:
+    pool = Connection(-1)
+    ready: Any = pool.ready
+    links, order = [Link() for _ in range(3)], []
+
+    class Blocking(Listener):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def on_text(self, client: str, message: str) -> None:
+            order.append(self.number)
+            if self.number == 0:
+                # What another worker would do, had this one blocked.
+                assert pool.take_calls() == [("submit", ready)]
+                ready(Worker())
+
+    for number, link in enumerate(links):
+        link.connection.ready = ready
+        link.connection.start_with(link.connection)
+        link.stream.serve_for(0, Blocking(number), 0, Context(), "on_text", "on_text", 1.0)
+        link.come("x")
+    assert pool.take_calls() == [("submit", ready)]
+    ready(Worker())
+    assert order == [0, 1, 2]
+    assert pool.take_calls() == [("submit", ready)]  # for the third, had the second blocked
+    ready(Worker())
+    for link in links:
+        link.close()
 
 
 def test_stream_lets_an_interrupt_through(link: Link) -> None:
@@ -523,24 +577,24 @@ def test_stream_lets_an_interrupt_through(link: Link) -> None:
 
     connection = link.connection
     with pytest.raises(KeyboardInterrupt):
-        connection.serve(Interrupted(), "a", "b")
+        link.serve(Interrupted(), "a", "b")
     assert (connection._worker, connection.due) == (None, ["b"])
 
 
-def test_stream_clears_greenlet_locals_between_callbacks(link: Link) -> None:
-    worker, found = Worker(), []
+def test_stream_leaves_a_callback_its_time_and_its_greenlet_locals_only(link: Link) -> None:
+    worker, found, deadlines = Worker(), [], []
 
     class Leaving(Listener):
         def on_text(self, client: str, message: str) -> None:
             found.append(vars(worker).get("local"))
+            deadlines.append(worker.deadline)
             worker.local = message  # type: ignore[attr-defined]
 
-    connection = link.connection
-    connection.stream.serve_for(connection, Leaving(), 0, Context(), "on_text", "on_text", 30.0)
-    connection.inbox += ["a", "b"]
-    connection.stream(worker)
+    link.stream.serve_for(0, Leaving(), 0, Context(), "on_text", "on_text", 30.0)
+    link.come("a", "b")
+    link.connection.ready(worker)
     assert found == [None, None]
-    assert worker.deadline == 30.0
+    assert (deadlines, worker.deadline) == ([30.0, 30.0], math.inf)
 
 
 def test_stream_gives_the_outbox_what_the_socket_does_not_take() -> None:
@@ -548,8 +602,8 @@ def test_stream_gives_the_outbox_what_the_socket_does_not_take() -> None:
     link.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     connection, text = link.connection, "ü" * 30_000
     fill(link)
-    connection.serve(Listener(), text)
-    connection.serve(Listener(), "short")
+    link.serve(Listener(), text)
+    link.serve(Listener(), "short")
     (header, payload), short = connection.taken
     assert (header + bytes(payload), short) == (Engine().encode(text), b"\x81\x05short")
     link.close()
@@ -582,10 +636,8 @@ def test_stream_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) 
             got.append(link.far.recv(1 << 22))
             link.stream.is_open = not is_broken
 
-    link.stream.start(
-        connection, connection.inbox, connection.due, Outbox(), connection, connection.counts
-    )
-    connection.serve(Listener(), "first", big)
+    connection.start_with(Outbox())
+    link.serve(Listener(), "first", big)
     assert got[0][: len(before)] == before
     taken = [wire if isinstance(wire, bytes) else b"".join(wire) for wire in connection.taken]
     sent = got[0][len(before) :] + b"".join(taken)
@@ -604,7 +656,7 @@ def test_stream_puts_what_is_pending_behind_what_has_come_to_wait(link: Link) ->
                 connection.size = 5  # half a ping went out meanwhile
             return message
 
-    connection.serve(Pinged(), "a", "b")
+    link.serve(Pinged(), "a", "b")
     assert connection.taken == [b"\x81\x01a", b"\x81\x01b"]
     with pytest.raises(BlockingIOError):
         link.far.recv(1)
@@ -614,7 +666,7 @@ def test_stream_and_deliver_refuse_other_arguments(link: Link) -> None:
     assert speedups.deliver
     assert speedups.Stream
     with pytest.raises(TypeError, match="must be list"):
-        link.stream.start(0, (), [], 0, 0, Metrics())
+        link.stream.start(0, (), [], 0, 0, 0, Metrics())
     with pytest.raises(TypeError, match=r"must be .*Context"):
         link.stream.serve_for(0, 0, 0, {}, "", "", 1.0)
     with pytest.raises(RuntimeError, match=r"serve\(\) before serve_for\(\)"):
@@ -633,13 +685,14 @@ def test_stream_and_deliver_refuse_other_arguments(link: Link) -> None:
 
 
 def test_stopped_stream_does_nothing_and_holds_nobody(link: Link) -> None:
-    assert link.connection in gc.get_referents(link.stream)
-    link.far.send(masked(TEXT, b"x"))
+    connection = link.connection
+    link.come("x")
+    assert connection in gc.get_referents(link.stream)
     link.stream.stop()
-    link.stream.receive()
-    link.stream(Worker())
-    assert (link.connection.calls, link.connection.inbox) == ([], [])
     assert gc.get_referents(link.stream) == []
+    link.come("y")
+    connection.ready(Worker())
+    assert (connection.take_calls(), connection.inbox) == ([("submit", connection.ready)], ["x"])
 
 
 def test_stream_that_nobody_stops_is_garbage() -> None:
@@ -685,11 +738,11 @@ def test_deliver_gives_the_outbox_what_the_socket_does_not_take(link: Link) -> N
 def test_stream_sends_what_encode_makes_where_compression_was_agreed() -> None:
     link = Link(window_bits=15)
     connection = link.connection
-    connection.serve(Listener(), "a", "", "b")
+    link.serve(Listener(), "a", "", "b")
     assert link.far.recv(1000) == b"frame of aframe of b"
     connection.size = 1
     big = "c" * 20_000
-    connection.serve(Listener(), big)
+    link.serve(Listener(), big)
     assert connection.taken == [b"frame of " + big.encode()]
     link.close()
 
@@ -699,12 +752,13 @@ def test_stream_and_deliver_leak_nothing(link: Link) -> None:
     connection, listener = link.connection, Listener()
 
     def turn() -> None:
-        connection.serve(listener, "a", b"b", "x" * 20_000, "odd")
-        connection.serve(listener, "a", "wrong", "\ud800")
+        link.serve(listener, "a", b"b", "x" * 20_000, "odd")
+        link.serve(listener, "a", "wrong", "lone")
         speedups.deliver([connection], PREPARED)  # type: ignore[misc]
         link.far.send(masked(TEXT, b"x") + masked(9, b""))
         link.stream.receive()
-        connection.serve(listener)
+        connection.take_calls()
+        connection.ready(Worker())
         link.far.recv(1 << 20)
         connection.taken.clear()
 

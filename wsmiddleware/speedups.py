@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wsmiddleware._speedups import Ready as _Ready
     from wsmiddleware._speedups import Stream as _Stream
     from wsmiddleware.protocol.prepared import PreparedMessage
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         [str | bytes | bytearray | memoryview, bool], bytes | tuple[bytes, bytes | memoryview]
     ]
 
-__all__ = ["IMPLEMENTATION", "VARIABLE", "Counts", "Stream", "deliver", "pack"]
+__all__ = ["IMPLEMENTATION", "VARIABLE", "Counts", "Ready", "Stream", "deliver", "pack"]
 
 #: The variable that turns the extension off; read once, at import.
 VARIABLE = "WSMIDDLEWARE_SPEEDUPS"
@@ -37,6 +38,8 @@ class Counts:
 
 #: Reads and answers everyday messages on a TCP socket's descriptor.
 Stream: type[_Stream] | None = None
+#: Runs the callbacks of the streams for which something has come: a task of a worker pool.
+Ready: type[_Ready] | None = None
 #: Sends a broadcast to those of a list of members that it can, and gives the others.
 deliver: Deliver | None = None
 #: The wire form of a message: unmasked, uncompressed; a large one's header and payload apart.
@@ -49,7 +52,7 @@ if os.environ.get(VARIABLE, "").strip().lower() not in ("0", "off", "no", "false
         pass
     else:
         Stream, deliver, pack = _speedups.Stream, _speedups.deliver, _speedups.pack
-        Counts = _speedups.Counts  # type: ignore[misc]
+        Counts, Ready = _speedups.Counts, _speedups.Ready  # type: ignore[misc]
 
 #: ``"c"`` or ``"python"``.
 IMPLEMENTATION = "c" if Stream else "python"

@@ -22,6 +22,54 @@ PyTypeObject counts_type = {
     .tp_members = counts_members,
 };
 
+/* -- streams that are ready -------------------------------------------------------------------- */
+
+static int Ready_init(Ready *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"pool", NULL};
+    PyObject *pool, *streams;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O", names, &pool) || !(streams = PyList_New(0)))
+        return -1;
+    Py_XSETREF(self->pool, Py_NewRef(pool));
+    Py_XSETREF(self->streams, streams);
+    return 0;
+}
+
+static int Ready_traverse(Ready *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->pool);
+    Py_VISIT(self->streams);
+    return 0;
+}
+
+static int Ready_clear(Ready *self)
+{
+    Py_CLEAR(self->pool);
+    Py_CLEAR(self->streams);
+    return 0;
+}
+
+static void Ready_dealloc(Ready *self)
+{
+    PyObject_GC_UnTrack(self);
+    Ready_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+PyTypeObject ready_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Ready",
+    .tp_doc = "The streams for which something has come: a task of the `WorkerPool` that is given,\n"
+              "which runs their callbacks, one stream behind the other until one blocks.",
+    .tp_basicsize = sizeof(Ready),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)Ready_init,
+    .tp_dealloc = (destructor)Ready_dealloc,
+    .tp_traverse = (traverseproc)Ready_traverse,
+    .tp_clear = (inquiry)Ready_clear,
+    .tp_call = (ternaryfunc)Ready_call,
+};
+
 /* -- streams ----------------------------------------------------------------------------------- */
 
 static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
@@ -39,16 +87,15 @@ static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
 }
 
 PyDoc_STRVAR(start_doc,
-             "start(connection, inbox, due, outbox, reactor, counts)\n\n"
+             "start(connection, inbox, due, outbox, reactor, ready, counts)\n\n"
              "Serve that connection until `stop`: its lists of messages, what has come and what is\n"
-             "due, in reverse; `counts` counts them.");
+             "due, in reverse; `counts` counts them. The stream is `ready` when something has come.");
 
 static PyObject *Stream_start(Stream *self, PyObject *arguments)
 {
-    PyObject *connection, *inbox, *due, *outbox, *reactor, *counts, *pool;
-    if (!PyArg_ParseTuple(arguments, "OO!O!OOO!", &connection, &PyList_Type, &inbox, &PyList_Type,
-                          &due, &outbox, &reactor, &counts_type, &counts) ||
-        !(pool = PyObject_GetAttrString(reactor, "pool")))
+    PyObject *connection, *inbox, *due, *outbox, *reactor, *ready, *counts;
+    if (!PyArg_ParseTuple(arguments, "OO!O!OOO!O!", &connection, &PyList_Type, &inbox, &PyList_Type,
+                          &due, &outbox, &reactor, &ready_type, &ready, &counts_type, &counts))
         return NULL;
     Py_XSETREF(self->connection, Py_NewRef(connection));
     Py_XSETREF(self->inbox, Py_NewRef(inbox));
@@ -56,7 +103,7 @@ static PyObject *Stream_start(Stream *self, PyObject *arguments)
     Py_XSETREF(self->outbox, Py_NewRef(outbox));
     Py_XSETREF(self->reactor, Py_NewRef(reactor));
     Py_XSETREF(self->counts, (Counts *)Py_NewRef(counts));
-    Py_XSETREF(self->pool, pool);
+    Py_XSETREF(self->ready, (Ready *)Py_NewRef(ready));
     Py_RETURN_NONE;
 }
 
@@ -91,8 +138,8 @@ static int Stream_traverse(Stream *self, visitproc visit, void *arg)
     Py_VISIT(self->due);
     Py_VISIT(self->outbox);
     Py_VISIT(self->reactor);
+    Py_VISIT(self->ready);
     Py_VISIT(self->counts);
-    Py_VISIT(self->pool);
     Py_VISIT(self->member);
     Py_VISIT(self->listener);
     Py_VISIT(self->client);
@@ -107,8 +154,8 @@ static int Stream_clear(Stream *self)
     Py_CLEAR(self->due);
     Py_CLEAR(self->outbox);
     Py_CLEAR(self->reactor);
+    Py_CLEAR(self->ready);
     Py_CLEAR(self->counts);
-    Py_CLEAR(self->pool);
     Py_CLEAR(self->member);
     Py_CLEAR(self->listener);
     Py_CLEAR(self->client);
@@ -145,8 +192,8 @@ PyDoc_STRVAR(serve_doc,
 
 PyDoc_STRVAR(receive_doc,
              "Receive once, without waiting, and have run what has come: a watcher's callback.\n"
-             "Messages go to the inbox, with the stream itself as the task of the pool that runs\n"
-             "their callbacks; what else comes goes to the connection.");
+             "Messages go to the inbox, and the stream is ready; what else comes goes to the\n"
+             "connection.");
 
 PyDoc_STRVAR(take_pending_doc, "Give up the replies that were to share a write: bytes or `None`.");
 
@@ -177,8 +224,7 @@ PyTypeObject stream_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Stream",
     .tp_doc = "The server's end of one connection: a non-blocking TCP socket's descriptor, which\n"
               "stays its owner's; the largest message that is taken, and the mark of the outbox,\n"
-              "in bytes; how long a turn is, in seconds; the window of the agreed compression.\n"
-              "As a task of the pool it runs the callbacks for what has come.",
+              "in bytes; how long a turn is, in seconds; the window of the agreed compression.",
     .tp_basicsize = sizeof(Stream),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = PyType_GenericNew,
@@ -186,7 +232,6 @@ PyTypeObject stream_type = {
     .tp_dealloc = (destructor)Stream_dealloc,
     .tp_traverse = (traverseproc)Stream_traverse,
     .tp_clear = (inquiry)Stream_clear,
-    .tp_call = (ternaryfunc)Stream_call,
     .tp_methods = stream_methods,
     .tp_members = stream_members,
 };
@@ -224,7 +269,7 @@ PyMODINIT_FUNC PyInit__speedups(void)
     FOR_EACH_NAME(INTERN)
     PyObject *module = PyModule_Create(&definition);
     if (!module || PyType_Ready(&utf8_type) < 0 || PyModule_AddType(module, &counts_type) < 0 ||
-        PyModule_AddType(module, &stream_type) < 0) {
+        PyModule_AddType(module, &ready_type) < 0 || PyModule_AddType(module, &stream_type) < 0) {
         Py_XDECREF(module);
         return NULL;
     }

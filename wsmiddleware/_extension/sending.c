@@ -181,50 +181,51 @@ int answer(Stream *self, PyObject *reply, int is_last)
 
 /* -- broadcasts -------------------------------------------------------------------------------- */
 
-/* Send the frame that `self` takes to a connection that has nothing else to send: 1. 0 when it is for
- * Python, -1 with an exception. `wires` keeps the forms that have been made. */
-static int deliver_by(Stream *self, PyObject *connection, PyObject *prepared, PyObject **wires)
+/* The form of a message that `self` takes, borrowed; `wires` keeps those that have been made. */
+static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wires)
 {
-    if (!self->is_open || self->pending)
-        return 0;
-    PyObject *outbox = PyObject_GetAttr(connection, names.outbox);
-    Py_ssize_t waiting = outbox ? get_waiting(outbox) : -1;
-    int result = waiting < 0 ? -1 : 0;
     PyObject **wire = wires + self->window_bits;
-    if (waiting == 0 && !*wire) {
+    if (!*wire) {
         PyObject *bits = PyLong_FromLong(self->window_bits);
         *wire = bits ? PyObject_CallMethodOneArg(prepared, names.wire, bits) : NULL;
         Py_XDECREF(bits);
     }
-    if (waiting == 0 && (!*wire || !PyBytes_CheckExact(*wire))) {
-        if (*wire)
-            PyErr_SetString(PyExc_TypeError, "wire() must give bytes");
-        result = -1;
-    } else if (waiting == 0) {
-        const char *data = PyBytes_AS_STRING(*wire);
-        size_t size = PyBytes_GET_SIZE(*wire), sent = send_bytes(self, data, size);
-        self->has_message = 1;
-        result = 1;
-        if (sent < size) {
-            PyObject *rest = make_rest(NULL, 0, sent, *wire, data, size);
-            if (!rest || call(outbox, names.write, rest) < 0)
-                result = -1;
-            Py_XDECREF(rest);
-        }
+    if (*wire && !PyBytes_CheckExact(*wire)) {
+        PyErr_SetString(PyExc_TypeError, "wire() must give bytes");
+        return NULL;
     }
-    Py_XDECREF(outbox);
-    return result;
+    return *wire;
+}
+
+/* Send that to a connection that has nothing else to send: 1. 0 when it is for Python, -1 with an
+ * exception. */
+static int deliver_by(Stream *self, PyObject *prepared, PyObject **wires)
+{
+    if (!self->is_open || self->pending || !self->outbox)
+        return 0;
+    Py_ssize_t waiting = get_waiting(self->outbox);
+    if (waiting != 0)
+        return waiting < 0 ? -1 : 0;
+    PyObject *wire = get_form(self, prepared, wires);
+    if (!wire)
+        return -1;
+    const char *data = PyBytes_AS_STRING(wire);
+    size_t size = PyBytes_GET_SIZE(wire), sent = send_bytes(self, data, size);
+    self->has_message = 1;
+    if (sent == size)
+        return 1;
+    PyObject *rest = make_rest(NULL, 0, sent, wire, data, size);
+    int result = rest ? call(self->outbox, names.write, rest) : -1;
+    Py_XDECREF(rest);
+    return result < 0 ? -1 : 1;
 }
 
 static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
 {
-    PyObject *connection = PyObject_GetAttr(member, names.connection);
-    PyObject *stream = connection ? PyObject_GetAttr(connection, names.stream) : NULL;
+    PyObject *stream = PyObject_GetAttr(member, names.stream);
     int result = !stream                              ? -1
                  : !Py_IS_TYPE(stream, &stream_type) ? 0
-                                                      : deliver_by((Stream *)stream, connection,
-                                                                   prepared, wires);
-    Py_XDECREF(connection);
+                                                      : deliver_by((Stream *)stream, prepared, wires);
     Py_XDECREF(stream);
     return result;
 }

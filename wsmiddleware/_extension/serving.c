@@ -10,11 +10,11 @@ static double now(void)
     return time.tv_sec + time.tv_nsec / 1e9;
 }
 
-/* From now on the callback that runs in `worker` has its time. */
-static int set_deadline(const Stream *self, PyObject *worker)
+/* From now on the callback that runs in `worker` has so much time, in seconds. */
+static int set_deadline(const Stream *self, PyObject *worker, double timeout)
 {
     PyObject *begins = PyObject_GetAttr(self->reactor, names.now);
-    PyObject *ends = begins ? PyFloat_FromDouble(PyFloat_AsDouble(begins) + self->timeout) : NULL;
+    PyObject *ends = begins ? PyFloat_FromDouble(PyFloat_AsDouble(begins) + timeout) : NULL;
     int result = ends && !PyErr_Occurred() ? PyObject_SetAttr(worker, names.deadline, ends) : -1;
     Py_XDECREF(begins);
     Py_XDECREF(ends);
@@ -35,7 +35,7 @@ static int hand_to_member(Stream *self, PyObject *reply, PyObject *worker, PyObj
     if (PyContext_Exit(self->context) == 0 && (!self->pending || flush_pending(self) == 0))
         result = PyObject_CallMethodObjArgs(self->member, type ? names.failed : names.answer,
                                             type ? exception : reply, worker, name, NULL);
-    int is_done = result && set_deadline(self, worker) == 0;
+    int is_done = result && set_deadline(self, worker, self->timeout) == 0;
     Py_XDECREF(result);
     Py_XDECREF(type);
     Py_XDECREF(exception);
@@ -72,7 +72,7 @@ static int serve(Stream *self, PyObject *worker)
     PyObject *due = self->due, *links = PyObject_GetAttr(worker, names.links);
     PyObject *locals = links ? PyObject_GenericGetDict(worker, NULL) : NULL;
     int result = -1, is_pending = 0;
-    if (!locals || set_deadline(self, worker) < 0 || PyContext_Enter(self->context) < 0)
+    if (!locals || set_deadline(self, worker, self->timeout) < 0 || PyContext_Enter(self->context) < 0)
         goto end;
     result = 0;
     Py_ssize_t rest = PyList_GET_SIZE(due);
@@ -93,16 +93,13 @@ static int serve(Stream *self, PyObject *worker)
         if (rest && now() > ends)
             break;
     }
-    if (PyContext_Exit(self->context) < 0)
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (PyContext_Exit(self->context) < 0 || (self->pending && flush_pending(self) < 0) ||
+        set_deadline(self, worker, Py_HUGE_VAL) < 0)
         result = -1;
-    if (self->pending) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        if (flush_pending(self) < 0)
-            result = -1;
-        if (type)
-            PyErr_Restore(type, value, traceback);
-    }
+    if (type)
+        PyErr_Restore(type, value, traceback);
 end:
     Py_XDECREF(locals);
     Py_XDECREF(links);
@@ -167,32 +164,59 @@ static int run(Stream *self, PyObject *worker)
     return result;
 }
 
-PyObject *Stream_call(Stream *self, PyObject *arguments, PyObject *keywords)
+/* What is to be done for a stream that was ready. */
+static int run_stream(Stream *self, PyObject *worker)
 {
-    PyObject *worker;
-    if (keywords || !PyArg_ParseTuple(arguments, "O", &worker))
-        return NULL;
-    self->is_submitted = 0;
+    self->is_ready = 0;
     if (!self->connection)
-        Py_RETURN_NONE;
+        return 0;
     PyObject *connection = Py_NewRef(self->connection);
     int result = run(self, worker);
     if (result > 0)
         result = call(connection, names.run, worker);
     Py_DECREF(connection);
-    return result < 0 ? NULL : Py_NewRef(Py_None);
+    return result;
 }
 
-/* See to it that somebody runs what has come. */
-static int submit(Stream *self)
+/* Have the pool run us, once. */
+static int submit(Ready *self)
 {
-    int is_running = is_true(self->connection, names.worker);
-    if (is_running)
-        return is_running < 0 ? -1 : call(self->connection, names.pause, NULL);
     if (self->is_submitted)
         return 0;
     self->is_submitted = 1;
     return call(self->pool, names.submit, (PyObject *)self);
+}
+
+/* One stream behind the other; should one block, another worker goes on with those behind it. */
+PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords)
+{
+    PyObject *worker, *streams = self->streams;
+    if (keywords || !PyArg_ParseTuple(arguments, "O", &worker))
+        return NULL;
+    self->is_submitted = 0;
+    int result = 0;
+    while (result == 0 && PyList_GET_SIZE(streams)) {
+        PyObject *stream = Py_NewRef(PyList_GET_ITEM(streams, 0));
+        result = PyList_SetSlice(streams, 0, 1, NULL);
+        if (result == 0 && PyList_GET_SIZE(streams))
+            result = submit(self);
+        if (result == 0)
+            result = run_stream((Stream *)stream, worker);
+        Py_DECREF(stream);
+    }
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* See to it that somebody runs what has come. */
+static int make_ready(Stream *self)
+{
+    int is_running = is_true(self->connection, names.worker);
+    if (is_running)
+        return is_running < 0 ? -1 : call(self->connection, names.pause, NULL);
+    if (self->is_ready)
+        return 0;
+    self->is_ready = 1;
+    return PyList_Append(self->ready->streams, (PyObject *)self) < 0 ? -1 : submit(self->ready);
 }
 
 /* Messages from the `before`th of the inbox on have come, and behind them what is for the engine. */
@@ -204,7 +228,7 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
     if (PyList_GET_SIZE(inbox) > before) {
         if (self->is_open) {
             self->has_message = 1;
-            result = submit(self);
+            result = make_ready(self);
         } else {
             result = PyList_SetSlice(inbox, before, PyList_GET_SIZE(inbox), NULL);
         }

@@ -6,8 +6,8 @@
  * binary messages, masked, uncompressed, in one frame, no larger than allowed, valid UTF-8. At the
  * first byte that is anything else the connection gets the bytes from that frame's first one on, as
  * they came, and the Python engine goes on with them: it alone answers, refuses or waits. In the
- * same way `Stream.receive` and a `Stream` as a task are what `Connection._on_readable` and `_run`
- * do on an ordinary day, and call them on any other.
+ * same way `Stream.receive` and what a `Ready` does with a stream are `Connection._on_readable` and
+ * `_run` on an ordinary day, and call them on any other.
  *
  * The GIL is held throughout: no call here blocks, and all share one receive buffer.
  */
@@ -16,7 +16,6 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-
 
 enum {
     BUFFER_SIZE = 1 << 18, /* a 64 KiB message is mostly there at once: one call of recv, not two */
@@ -38,12 +37,19 @@ typedef struct {
     unsigned long long messages_received, messages_sent;
 } Counts;
 
+/* The streams that wait for a worker, and the pool that has them. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *pool, *streams;
+    char is_submitted;
+} Ready;
+
 typedef struct {
     PyObject_HEAD
     int fd;
     char is_open;      /* the connection's state, as must be known before something is sent */
     char is_engines;   /* the engine is in the middle of something: what comes is for it */
-    char is_submitted; /* waits for a worker */
+    char is_ready;     /* waits for a worker */
     char has_received; /* something has come since somebody has looked */
     char has_message;  /* a message has come or gone since then */
     Py_ssize_t max_size, mark;
@@ -52,7 +58,8 @@ typedef struct {
     unsigned long long bytes_received, bytes_sent;
     /* From `start` to `stop`: the connection, its lists of messages, and those of others that each
      * message needs. */
-    PyObject *connection, *inbox, *due, *outbox, *reactor, *pool;
+    PyObject *connection, *inbox, *due, *outbox, *reactor;
+    Ready *ready;
     Counts *counts;
     /* From `serve_for` to `stop`; without it, Python calls the callbacks. */
     PyObject *member, *listener, *client, *context, *text_name, *binary_name;
@@ -73,7 +80,6 @@ typedef struct {
 /* What is asked for by name. */
 #define FOR_EACH_NAME(X) \
     X(answer, "answer") \
-    X(connection, "connection") \
     X(deadline, "deadline") \
     X(encode, "encode") \
     X(ending, "_ending") \
@@ -86,7 +92,6 @@ typedef struct {
     X(lost, "lost") \
     X(now, "now") \
     X(on_readable, "_on_readable") \
-    X(outbox, "outbox") \
     X(pause, "_pause_if_needed") \
     X(receive, "_receive") \
     X(run, "_run") \
@@ -102,7 +107,7 @@ typedef struct { FOR_EACH_NAME(DECLARE) } Names;
 extern Names names;
 
 extern unsigned char buffer[BUFFER_SIZE + LARGE];
-extern PyTypeObject counts_type, stream_type, utf8_type;
+extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;
 
 /* reading.c */
 Found read_some(Stream *self, PyObject *messages, PyObject **rest);
@@ -124,7 +129,7 @@ PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* serving.c */
 PyObject *Stream_receive(Stream *self, PyObject *ignored);
-PyObject *Stream_call(Stream *self, PyObject *arguments, PyObject *keywords);
+PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords);
 PyObject *Stream_serve(Stream *self, PyObject *worker);
 
 #pragma GCC visibility pop

@@ -72,6 +72,7 @@ class Member:
         "_turn",
         "connection",
         "listener",
+        "stream",
         "wsclient",
     )
 
@@ -85,6 +86,8 @@ class Member:
         scope: Scope | None,
     ) -> None:
         self.connection = connection
+        #: Its own: a broadcast asks each member for it.
+        self.stream = connection.stream
         self.listener = listener
         self.wsclient = wsclient
         self._channel = channel
@@ -112,7 +115,7 @@ class Member:
         edge, self._edge = self._edge, None
         if edge is not None:
             edge.entered.wait()
-        stream = self.connection.stream
+        stream = self.stream
         if stream is not None and self._turn is None and self._scope is None:
             stream.serve_for(
                 self, self.listener, self.wsclient, self._context, self._channel.text_callback,
@@ -137,14 +140,13 @@ class Member:
 
     def received(self, due: Due, worker: Worker) -> None:
         """Run the callback for each message and send its reply, in order, as long as a turn is."""
-        stream = self.connection.stream
         if self._turn is not None or self._scope is not None:
             self._receive_in_turn(due, worker)
-        elif stream is None:
+        elif self.stream is None:
             self._receive(due, worker)
         else:
             # The same by the C extension, but for what it leaves to `answer` and `failed`.
-            stream.serve(worker)
+            self.stream.serve(worker)
 
     def answer(self, reply: object, worker: Worker, name: str) -> None:
         """Send what callback `name` returned: no `str` or `bytes`, or there is no room for it."""

@@ -99,9 +99,10 @@ class Connection(Link):
         """Call `receiver` from now on; `leftover` is what came behind the handshake."""
         self._receiver = receiver
         self._is_told_of_pings = getattr(receiver, "is_told_of_pings", False)
-        if self.stream is not None:
+        reactor = self.reactor
+        if self.stream is not None and reactor.ready is not None:
             self.stream.start(
-                self, self._inbox, self._due, self.outbox, self.reactor, self._metrics
+                self, self._inbox, self._due, self.outbox, reactor, reactor.ready, self._metrics
             )
         self.reactor.watch(self)
         self._watcher = self.reactor.loop.io(self._transport.fileno(), _READ)

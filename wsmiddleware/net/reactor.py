@@ -15,6 +15,7 @@ from gevent import monkey
 from gevent.hub import Hub, Waiter
 
 from wsmiddleware.net.pool import Worker, WorkerPool
+from wsmiddleware.speedups import Ready
 
 __all__ = ["Reactor", "Ticking"]
 
@@ -63,6 +64,8 @@ class Reactor:
         self.hub: Hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.pool = WorkerPool(self.hub)
+        #: Connections that the C extension runs callbacks for.
+        self.ready = None if Ready is None else Ready(self.pool)
         self.now = 0.0
         self._thread_id = _get_thread_id()
         self._step = interval / _BUCKETS
