@@ -7,19 +7,18 @@ it. Middlewares are known weakly: one that nobody holds is gone.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _read_version
 from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from wsmiddleware.listeners.instance import Instance, Items
 from wsmiddleware.log import LOGGER_NAME
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.speedups import IMPLEMENTATION
 
 if TYPE_CHECKING:
-    from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.listeners.invoke import Member
     from wsmiddleware.listeners.session import Session
     from wsmiddleware.middleware import WebSocketMiddleware
@@ -44,44 +43,18 @@ def middlewares() -> list[WebSocketMiddleware]:
     return [middleware for ref in tuple(_middlewares) if (middleware := ref()) is not None]
 
 
-class _Items:
-    """Attributes as items too, as the seed's structs are read."""
-
-    __slots__: tuple[str, ...] = ()
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.__slots__:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.__slots__)
-
-    def keys(self) -> tuple[str, ...]:
-        """The names, so that `dict()` takes it."""
-        return self.__slots__
-
-
-class Instance(_Items):
-    """One open connection: the live listener and the session."""
-
-    __slots__ = ("component", "session")
-
-    def __init__(self, component: WebSocketListener, session: Session) -> None:
-        self.component = component
-        self.session = session
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: the component by channel and class, nothing secret of the session."""
-        cls = type(self.component)
-        component = {"channel": self.component.channel, "class": f"{cls.__module__}.{cls.__name__}"}
-        return {"component": component, "session": self.session.to_dict()}
-
-
-class Info(_Items):
+class Info(Items):
     """What `websocket_info` gives."""
 
-    __slots__ = ("config", "config_file", "instances", "log", "mapping", "speedups", "version")
+    __slots__ = names = (
+        "config",
+        "config_file",
+        "instances",
+        "log",
+        "mapping",
+        "speedups",
+        "version",
+    )
 
     def __init__(self, newest: WebSocketMiddleware | None, instances: list[Instance]) -> None:
         #: The package's version.
@@ -136,7 +109,7 @@ class _RawSession:
 
 
 def _with_raw(member: Member) -> Any:
-    return _RawSession(member.wsclient.session, member.connection)
+    return _RawSession(member.session, member.connection)
 
 
 def websocket_info(add_raw: bool = False) -> Info:
@@ -147,11 +120,13 @@ def websocket_info(add_raw: bool = False) -> Info:
     no lock; from any greenlet and any native thread. What it lists may close at any time.
     """
     known = middlewares()
-    instances = [
-        Instance(member.listener, _with_raw(member) if add_raw else member.wsclient.session)
-        for middleware in known
-        for member in middleware.registry.members()
-    ]
+    instances: list[Instance] = []
+    for middleware in known:
+        members = middleware.registry.members()
+        if add_raw:
+            instances += [Instance(member.component, _with_raw(member)) for member in members]
+        else:
+            instances += members
     return Info(known[-1] if known else None, instances)
 
 
