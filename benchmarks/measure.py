@@ -1,4 +1,7 @@
-"""The measurements. Every repetition of a cell visits all servers in turn before the next one."""
+"""The measurements. Every repetition of a cell visits all servers in turn before the next one.
+
+And each repetition begins with another server, so that none is always the first after a pause.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import load
 from cells import Cell, echo_cells, fanout_cells
@@ -21,6 +24,7 @@ from servers import FLOOR, OURS, PURE, Peer, Server, serving
 __all__ = ["GROUPS", "Measurement", "Row", "machine"]
 
 Row = dict[str, Any]
+_T = TypeVar("_T")
 
 #: What one connection says to the quiet client's neighbours: as much as it can.
 _FLOOD = ("-m", "echo", "-u", "/ws/echo", "-n", "1", "-P", "64")
@@ -57,6 +61,10 @@ class Measurement:
                 for peer in self._peers
             }
 
+    def _each(self, peers: list[Peer]) -> list[Peer]:
+        """All of them in each repetition."""
+        return [peer for turn in range(self._repetitions) for peer in _rotated(peers, turn)]
+
     def _time(self, stretch: int = 1) -> tuple[str, ...]:
         seconds = self._seconds * stretch
         return ("-d", str(seconds), "-w", str(seconds / 4))
@@ -81,8 +89,8 @@ class Measurement:
     def _side_by_side(self, group: str, cells: list[Cell]) -> None:
         with self._all(mode=group) as servers:
             fit = self._verified(group, cells, servers)
-            for _, cell in itertools.product(range(self._repetitions), cells):
-                for peer, server in servers.items():
+            for turn, cell in itertools.product(range(self._repetitions), cells):
+                for peer, server in _rotated(list(servers.items()), turn):
                     if (cell, peer) not in fit or not server.is_alive():
                         continue
                     options = (
@@ -115,7 +123,7 @@ class Measurement:
 
     def _connect(self) -> None:
         count = "1000" if self._is_quick else "5000"
-        for _, peer in itertools.product(range(self._repetitions), self._peers):
+        for peer in self._each(self._peers):
             # A fresh server each time: one that had as many before has their memory still.
             with serving(peer, self._build) as server:
                 warm_up = ("-u", "/ws/echo", "-n", "20", "-d", "0.2", "-w", "0")
@@ -137,9 +145,7 @@ class Measurement:
             "during broadcasts": storm,
         }
         peers = [peer for peer in self._peers if not peer.is_raw]
-        for _, peer, (name, noise) in itertools.product(
-            range(self._repetitions), peers, noises.items()
-        ):
+        for peer, (name, noise) in itertools.product(self._each(peers), noises.items()):
             with serving(peer, self._build) as server:
                 with self._noise(server, noise):
                     found = load.run(self._build, server, (*_QUIET, *duration))
@@ -186,7 +192,7 @@ class Measurement:
         peers = [peer for peer in self._peers if peer in (OURS, PURE, FLOOR)]
         connections = (100, 300, 1000) if self._is_quick else (100, 300, 1000, 3000, 10000)
         channels = (1, 10, 100) if self._is_quick else (1, 10, 100, 1000)
-        for _, peer, count in itertools.product(range(self._repetitions), peers, connections):
+        for peer, count in itertools.product(self._each(peers), connections):
             with serving(peer, self._build) as server:
                 options = ("-u", "/ws/echo", "-n", str(count), *self._time())
                 found = load.run(self._build, server, options)
@@ -197,7 +203,7 @@ class Measurement:
                     options = ("-u", "/ws/echo", "-n", "100", *self._time())
                     found = load.run(self._build, server, options)
                 self._add("growth", f"100 of {count} connections busy", peer, found)
-        for _, peer, count in itertools.product(range(self._repetitions), peers, channels):
+        for peer, count in itertools.product(self._each(peers), channels):
             if not peer.is_raw:
                 env = {"BENCH_LISTENERS": str(self._listeners(count))}
                 with serving(peer, self._build, env=env) as server:
@@ -217,6 +223,11 @@ class Measurement:
 
 #: In the order of the report.
 GROUPS = ("echo", "fanout", "connect", "quiet", "push", "growth")
+
+
+def _rotated(items: list[_T], turn: int) -> list[_T]:
+    first = turn % len(items) if items else 0
+    return items[first:] + items[:first]
 
 
 def _get(server: Server, path: str) -> dict[str, Any]:
