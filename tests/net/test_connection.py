@@ -266,7 +266,7 @@ def test_all_objects_of_a_connection_go_without_the_collector(serve: Serve, how:
             peer.send(frame(TEXT, "hello"))
             assert peer.read_text() == "hello"
             (member,) = middleware.registry.members()
-            client, listener = member.wsclient, member.listener
+            client, listener = member.wsclient, member.component
             finalizers = [weakref.finalize(each, int) for each in (client, listener)]
             kinds = [type(member), type(member.connection), type(member.connection.outbox), Engine]
             del member, client, listener
