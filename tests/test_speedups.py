@@ -481,6 +481,20 @@ def test_stream_answers_in_one_write_up_to_what_is_for_python(link: Link) -> Non
     assert link.far.recv(1 << 20) == b"\x81\x01f"
 
 
+def test_stream_has_each_reply_flushed_before_the_next_callback_blocks(link: Link) -> None:
+    connection = link.connection
+
+    class Blocking(Listener):
+        def on_text(self, client: str, message: str) -> object:
+            if message == "b":
+                connection.taken.append(link.stream.take_pending())  # the hub got its turn
+            return message
+
+    assert link.serve(Blocking(), "a", "b", "c") == [("flush_soon",), ("flush_soon",)]
+    assert connection.taken == [b"\x81\x01a"]
+    assert link.far.recv(100) == b"\x81\x01b\x81\x01c"
+
+
 def test_stream_holds_what_comes_behind_something_else(link: Link) -> None:
     connection = link.connection
     connection.size = 1
@@ -745,6 +759,31 @@ def test_stream_sends_what_encode_makes_where_compression_was_agreed() -> None:
     link.serve(Listener(), big)
     assert connection.taken == [b"frame of " + big.encode()]
     link.close()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_what_happens_while_a_reply_is_encoded_counts(is_open: bool) -> None:
+    link = Link(window_bits=15)
+    connection = link.connection
+
+    def encode(reply: str) -> bytes:
+        # What a finalizer may do that the collector runs just then.
+        connection.size, link.stream.is_open = 5, is_open
+        return b"frame"
+
+    connection.encode = encode  # type: ignore[assignment, method-assign]
+    link.serve(Listener(), "a", "b")
+    assert connection.taken == [b"frame"] * 2 * is_open
+    with pytest.raises(BlockingIOError):
+        link.far.recv(1)
+    link.close()
+
+
+def test_ready_takes_a_worker() -> None:
+    ready: Any = speedups.Ready
+    with pytest.raises(TypeError):
+        ready(Connection(-1))(1, other=1)
+    assert ready.__new__(ready)(Worker()) is None
 
 
 def test_stream_and_deliver_leak_nothing(link: Link) -> None:

@@ -434,6 +434,44 @@ def test_edges_alternate_under_hundreds_of_short_visits(room: MakeRoom, blocks: 
     assert served.wsclients.size() == 0
 
 
+def test_connection_whose_wait_for_an_edge_is_broken_off_is_served_all_the_same(
+    room: MakeRoom,
+) -> None:
+    enter, leave, closes = Event(), Event(), []
+
+    class Test(WebSocketListener):
+        @classmethod
+        def on_first_open(cls, wsclients: Any) -> None: ...
+
+        def on_message(self, wsclient: Any, message: str) -> str:
+            return message
+
+        def on_close(self, wsclient: Any, reason_phrase: str) -> None:
+            closes.append(reason_phrase)
+
+        @classmethod
+        def on_last_close(cls) -> None:
+            enter.set()
+            leave.wait(5)
+
+    served = room(Test)
+    with served.connect():
+        pass
+    assert enter.wait(5)
+    with served.connect() as ws:
+        (member,) = served.channel.members()
+        connection = member.connection
+        wait_until(lambda: connection._worker is not None)
+        # As a time-out does that an earlier callback in the same worker has left behind.
+        connection.reactor.loop.run_callback(connection._worker.throw, gevent.Timeout(1))
+        wait_until(lambda: connection._worker is None)
+        leave.set()
+        ws.send("hello")
+        assert ws.recv(5) == "hello"
+    served.wait_until_settled()
+    assert len(closes) == 2
+
+
 def test_idle_channel_costs_no_timer_and_no_greenlet(room: MakeRoom) -> None:
     class Test(Logged):
         log: list[str] = []  # noqa: RUF012

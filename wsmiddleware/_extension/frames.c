@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-size_t make_header(unsigned char *header, int first, size_t size)
+size_t make_header(unsigned char *header, int first, uint64_t size)
 {
     header[0] = first;
     if (size < 126) {

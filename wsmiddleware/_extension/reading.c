@@ -49,19 +49,14 @@ static Look look(const Stream *self, const unsigned char *data, size_t size, siz
     *header = field < 126 ? 6 : field == 126 ? 8 : 14;
     if (size < *header - 4)
         return CUT;
-    if (field < 126) {
-        *length = field;
-    } else {
-        for (size_t i = 2; i < *header - 4; i++) {
-            if (*length >> 40)
-                return OTHER;
-            *length = *length << 8 | data[i];
-        }
-        if (*length < (field == 126 ? 126u : 65536u))
-            return OTHER; /* not the shortest form */
-    }
-    if (*length > (size_t)self->max_size)
+    uint64_t wide = field < 126 ? field : 0;
+    for (size_t i = 2; i < *header - 4; i++)
+        wide = wide << 8 | data[i];
+    if (field >= 126 && wide < (field == 126 ? 126u : 65536u))
+        return OTHER; /* not the shortest form */
+    if (wide > (uint64_t)self->max_size)
         return OTHER;
+    *length = wide;
     return size < *header || size - *header < *length ? CUT : WHOLE;
 }
 
@@ -102,7 +97,7 @@ static size_t capacity(const Stream *self)
  * is not touched costs no memory, and each copy to a larger one a tenth of an echo of 1 MiB. */
 static int grow(Stream *self)
 {
-    size_t size = 16 * self->done;
+    size_t size = self->done > self->length / 16 ? self->length : 16 * self->done;
     if (size < BUFFER_SIZE)
         size = BUFFER_SIZE;
     if (size > self->length)

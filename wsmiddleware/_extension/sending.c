@@ -68,6 +68,7 @@ static void drop_pending(Stream *self)
     PyMem_Free(self->pending);
     self->pending = NULL;
     self->pending_size = self->pending_room = 0;
+    self->is_flush_due = 0;
 }
 
 /* Send the pending replies behind what waits; the outbox gets what the socket does not take. */
@@ -151,26 +152,25 @@ int answer(Stream *self, PyObject *reply, int is_last)
 {
     if (!self->is_open)
         return 0; /* nobody is there any more */
-    Py_ssize_t size, waiting = get_waiting(self->outbox);
-    if (waiting < 0 || waiting >= self->mark)
-        return waiting < 0 ? -1 : 1;
-    unsigned char header[MAX_HEADER];
-    size_t header_size = 0;
-    const char *payload = NULL;
     PyObject *frame = NULL, *owner = reply;
     if (self->window_bits) {
         owner = frame = PyObject_CallMethodOneArg(self->connection, names.encode, reply);
         if (!frame)
             return -1;
     }
+    Py_ssize_t size;
+    const char *payload = NULL;
     if (PyUnicode_Check(owner))
         payload = PyUnicode_AsUTF8AndSize(owner, &size);
     else
         PyBytes_AsStringAndSize(owner, (char **)&payload, &size);
-    int result = -1;
-    if (payload) {
-        if (!frame)
-            header_size = make_header(header, PyUnicode_Check(owner) ? TEXT : BINARY, size);
+    /* Only now: whatever the collector has finalized meanwhile may have sent, or closed. */
+    Py_ssize_t waiting = payload ? get_waiting(self->outbox) : -1;
+    int result = waiting < 0 ? -1 : !self->is_open ? 0 : waiting >= self->mark;
+    if (result == 0 && self->is_open) {
+        unsigned char header[MAX_HEADER];
+        int first = PyUnicode_Check(owner) ? TEXT : BINARY;
+        size_t header_size = frame ? 0 : make_header(header, first, size);
         self->counts->messages_sent++;
         self->has_message = 1;
         result = send_behind(self, header, header_size, owner, payload, size, waiting, is_last);
@@ -201,14 +201,15 @@ static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wir
  * exception. */
 static int deliver_by(Stream *self, PyObject *prepared, PyObject **wires)
 {
+    /* First, for it may run Python: whatever that does, what we then see holds. */
+    PyObject *wire = get_form(self, prepared, wires);
+    if (!wire)
+        return -1;
     if (!self->is_open || self->pending || !self->outbox)
         return 0;
     Py_ssize_t waiting = get_waiting(self->outbox);
     if (waiting != 0)
         return waiting < 0 ? -1 : 0;
-    PyObject *wire = get_form(self, prepared, wires);
-    if (!wire)
-        return -1;
     const char *data = PyBytes_AS_STRING(wire);
     size_t size = PyBytes_GET_SIZE(wire), sent = send_bytes(self, data, size);
     self->has_message = 1;

@@ -42,10 +42,14 @@ static int hand_to_member(Stream *self, PyObject *reply, PyObject *worker, PyObj
     Py_XDECREF(traceback);
     /* Again inside, whatever has happened: the caller leaves it. */
     PyErr_Fetch(&type, &exception, &traceback);
-    if (PyContext_Enter(self->context) < 0)
+    if (PyContext_Enter(self->context) < 0) {
         is_done = 0;
-    else
+        Py_XDECREF(type);
+        Py_XDECREF(exception);
+        Py_XDECREF(traceback);
+    } else {
         PyErr_Restore(type, exception, traceback);
+    }
     return is_done ? 0 : -1;
 }
 
@@ -71,7 +75,7 @@ static int serve(Stream *self, PyObject *worker)
 {
     PyObject *due = self->due, *links = PyObject_GetAttr(worker, names.links);
     PyObject *locals = links ? PyObject_GenericGetDict(worker, NULL) : NULL;
-    int result = -1, is_pending = 0;
+    int result = -1;
     if (!locals || set_deadline(self, worker, self->timeout) < 0 || PyContext_Enter(self->context) < 0)
         goto end;
     result = 0;
@@ -88,8 +92,8 @@ static int serve(Stream *self, PyObject *worker)
             result = call(worker, names.forget, NULL);
         rest = PyList_GET_SIZE(due);
         /* The next callback may block. */
-        if (result == 0 && rest && self->pending && !is_pending)
-            is_pending = 1, result = call(self->connection, names.flush_soon, NULL);
+        if (result == 0 && rest && self->pending && !self->is_flush_due)
+            self->is_flush_due = 1, result = call(self->connection, names.flush_soon, NULL);
         if (rest && now() > ends)
             break;
     }
@@ -160,7 +164,7 @@ static int run(Stream *self, PyObject *worker)
     if (type)
         PyErr_Restore(type, value, traceback);
     if (result == 0)
-        result = PyList_GET_SIZE(self->due) || PyList_GET_SIZE(self->inbox) || is_special(self);
+        result = PyList_GET_SIZE(self->due) || PyList_GET_SIZE(self->inbox) ? 1 : is_special(self);
     return result;
 }
 
@@ -190,9 +194,12 @@ static int submit(Ready *self)
 /* One stream behind the other; should one block, another worker goes on with those behind it. */
 PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords)
 {
+    static char *words[] = {"worker", NULL};
     PyObject *worker, *streams = self->streams;
-    if (keywords || !PyArg_ParseTuple(arguments, "O", &worker))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", words, &worker))
         return NULL;
+    if (!streams)
+        Py_RETURN_NONE;
     self->is_submitted = 0;
     int result = 0;
     while (result == 0 && PyList_GET_SIZE(streams)) {
@@ -236,13 +243,16 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
     return result == 0 && rest ? call(self->connection, names.receive, rest) : result;
 }
 
-/* Tell the connection that the stream has ended, or how it broke. */
+/* Tell the connection that the stream has ended, or how it broke: by the other side or the system,
+ * or by us (there was no memory), who have lost our place in it. */
 static int lose(Stream *self)
 {
     PyObject *type, *exception, *traceback;
     PyErr_Fetch(&type, &exception, &traceback);
     PyErr_NormalizeException(&type, &exception, &traceback);
-    int result = call(self->connection, names.lost, exception ? exception : Py_None);
+    int is_theirs = !exception || PyErr_GivenExceptionMatches(exception, PyExc_OSError);
+    int result = call(self->connection, is_theirs ? names.lost : names.broken,
+                      exception ? exception : Py_None);
     Py_XDECREF(type);
     Py_XDECREF(exception);
     Py_XDECREF(traceback);
@@ -265,10 +275,8 @@ PyObject *Stream_receive(Stream *self, PyObject *ignored)
             result = 0;
         else if (found == SOMETHING)
             result = take_in(self, before, rest);
-        else if (found == END || PyErr_ExceptionMatches(PyExc_OSError))
-            result = lose(self);
         else
-            result = -1;
+            result = lose(self);
     }
     Py_XDECREF(rest);
     Py_DECREF(connection);

@@ -16,6 +16,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdint.h>
 
 enum {
     BUFFER_SIZE = 1 << 18, /* a 64 KiB message is mostly there at once: one call of recv, not two */
@@ -66,6 +67,7 @@ typedef struct {
     /* Replies that share a write: frames, while nothing waits in the outbox. */
     unsigned char *pending;
     size_t pending_size, pending_room;
+    char is_flush_due; /* the hub has been asked to send them when it gets a turn */
     /* A header, or a small binary frame, that is not complete: its bytes as they came. */
     unsigned char *kept;
     size_t kept_size;
@@ -80,6 +82,7 @@ typedef struct {
 /* What is asked for by name. */
 #define FOR_EACH_NAME(X) \
     X(answer, "answer") \
+    X(broken, "broken") \
     X(deadline, "deadline") \
     X(encode, "encode") \
     X(ending, "_ending") \
@@ -113,7 +116,7 @@ extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;
 Found read_some(Stream *self, PyObject *messages, PyObject **rest);
 
 /* frames.c */
-size_t make_header(unsigned char *header, int first, size_t size);
+size_t make_header(unsigned char *header, int first, uint64_t size);
 PyObject *make_wire(const unsigned char *header, size_t header_size, PyObject *owner,
                     const char *payload, Py_ssize_t size);
 PyObject *view_text(PyObject *text, const char *data, Py_ssize_t size);

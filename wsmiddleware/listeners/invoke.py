@@ -113,15 +113,15 @@ class Member(Instance):
 
     def opened(self, worker: Worker) -> None:
         """Run `on_open` and, beside it, `on_open_async`."""
-        edge, self._edge = self._edge, None
-        if edge is not None:
-            edge.entered.wait()
         stream = self.stream
         if stream is not None and self._turn is None and self._scope is None:
             stream.serve_for(
                 self, self.component, self.wsclient, self._context, self._channel.text_callback,
                 self._channel.binary_callback, self._timeout,
             )  # fmt: skip
+        edge, self._edge = self._edge, None
+        if edge is not None:
+            edge.entered.wait()
         callbacks = self._channel.callbacks
         if "on_open_async" in callbacks:
             self.connection.reactor.pool.submit(self._run_async)

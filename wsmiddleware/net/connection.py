@@ -151,9 +151,13 @@ class Connection(Link):
                 is_waiting = bool(self._inbox)
             if self._engine.more or is_waiting or self._throttle is not None:
                 self._pause_if_needed()
-        except Exception:
-            _log.exception("%s: internal error while reading, please report it", self.name)
-            self.abort()
+        except Exception as exc:
+            self.broken(exc)
+
+    def broken(self, exc: BaseException) -> None:
+        """Reading failed by a fault of ours: nobody knows where in the stream we are."""
+        _log.error("%s: internal error while reading, please report it", self.name, exc_info=exc)
+        self.abort()
 
     def _take(self, data: bytes) -> None:
         """Parse `data` into the inbox; answer what is not for the listener."""
