@@ -27,25 +27,27 @@ PyTypeObject counts_type = {
 static int Ready_init(Ready *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"pool", NULL};
-    PyObject *pool, *streams;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O", names, &pool) || !(streams = PyList_New(0)))
+    PyObject *pool;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O", names, &pool))
         return -1;
     Py_XSETREF(self->pool, Py_NewRef(pool));
-    Py_XSETREF(self->streams, streams);
     return 0;
 }
 
 static int Ready_traverse(Ready *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->pool);
-    Py_VISIT(self->streams);
+    for (Stream *stream = self->first; stream; stream = stream->next)
+        Py_VISIT(stream);
     return 0;
 }
 
 static int Ready_clear(Ready *self)
 {
     Py_CLEAR(self->pool);
-    Py_CLEAR(self->streams);
+    Stream *stream;
+    while ((stream = take_first(self)))
+        Py_DECREF(stream);
     return 0;
 }
 

@@ -171,7 +171,6 @@ static int run(Stream *self, PyObject *worker)
 /* What is to be done for a stream that was ready. */
 static int run_stream(Stream *self, PyObject *worker)
 {
-    self->is_ready = 0;
     if (!self->connection)
         return 0;
     PyObject *connection = Py_NewRef(self->connection);
@@ -185,30 +184,41 @@ static int run_stream(Stream *self, PyObject *worker)
 /* Have the pool run us, once. */
 static int submit(Ready *self)
 {
-    if (self->is_submitted)
+    if (self->is_submitted || !self->pool)
         return 0;
     self->is_submitted = 1;
     return call(self->pool, names.submit, (PyObject *)self);
+}
+
+/* The one that has waited longest, or NULL. */
+Stream *take_first(Ready *self)
+{
+    Stream *first = self->first;
+    if (first) {
+        self->first = first->next;
+        first->next = NULL;
+        first->is_ready = 0;
+        if (!self->first)
+            self->last = NULL;
+    }
+    return first;
 }
 
 /* One stream behind the other; should one block, another worker goes on with those behind it. */
 PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords)
 {
     static char *words[] = {"worker", NULL};
-    PyObject *worker, *streams = self->streams;
+    PyObject *worker;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", words, &worker))
         return NULL;
-    if (!streams)
-        Py_RETURN_NONE;
     self->is_submitted = 0;
     int result = 0;
-    while (result == 0 && PyList_GET_SIZE(streams)) {
-        PyObject *stream = Py_NewRef(PyList_GET_ITEM(streams, 0));
-        result = PyList_SetSlice(streams, 0, 1, NULL);
-        if (result == 0 && PyList_GET_SIZE(streams))
+    Stream *stream;
+    while (result == 0 && (stream = take_first(self))) {
+        if (self->first)
             result = submit(self);
         if (result == 0)
-            result = run_stream((Stream *)stream, worker);
+            result = run_stream(stream, worker);
         Py_DECREF(stream);
     }
     return result < 0 ? NULL : Py_NewRef(Py_None);
@@ -222,8 +232,15 @@ static int make_ready(Stream *self)
         return is_running < 0 ? -1 : call(self->connection, names.pause, NULL);
     if (self->is_ready)
         return 0;
+    Ready *ready = self->ready;
+    Py_INCREF(self);
     self->is_ready = 1;
-    return PyList_Append(self->ready->streams, (PyObject *)self) < 0 ? -1 : submit(self->ready);
+    if (ready->last)
+        ready->last->next = self;
+    else
+        ready->first = self;
+    ready->last = self;
+    return submit(ready);
 }
 
 /* Messages from the `before`th of the inbox on have come, and behind them what is for the engine. */

@@ -38,19 +38,23 @@ typedef struct {
     unsigned long long messages_received, messages_sent;
 } Counts;
 
-/* The streams that wait for a worker, and the pool that has them. */
+typedef struct Stream Stream;
+
+/* The streams that wait for a worker, in a chain that holds each of them, and the pool that has
+ * workers. */
 typedef struct {
     PyObject_HEAD
-    PyObject *pool, *streams;
+    PyObject *pool;
+    Stream *first, *last;
     char is_submitted;
 } Ready;
 
-typedef struct {
+struct Stream {
     PyObject_HEAD
     int fd;
     char is_open;      /* the connection's state, as must be known before something is sent */
     char is_engines;   /* the engine is in the middle of something: what comes is for it */
-    char is_ready;     /* waits for a worker */
+    char is_ready;     /* waits for a worker, and `next` behind it */
     char has_received; /* something has come since somebody has looked */
     char has_message;  /* a message has come or gone since then */
     Py_ssize_t max_size, mark;
@@ -61,6 +65,7 @@ typedef struct {
      * message needs. */
     PyObject *connection, *inbox, *due, *outbox, *reactor;
     Ready *ready;
+    Stream *next;
     Counts *counts;
     /* From `serve_for` to `stop`; without it, Python calls the callbacks. */
     PyObject *member, *listener, *client, *context, *text_name, *binary_name;
@@ -75,7 +80,7 @@ typedef struct {
     PyObject *message;
     unsigned char header[MAX_HEADER];
     size_t header_size, length, done;
-} Stream;
+};
 
 #pragma GCC visibility push(hidden)
 
@@ -132,6 +137,7 @@ PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* serving.c */
 PyObject *Stream_receive(Stream *self, PyObject *ignored);
+Stream *take_first(Ready *self);
 PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords);
 PyObject *Stream_serve(Stream *self, PyObject *worker);
 
