@@ -61,7 +61,7 @@ PyObject *view_text(PyObject *text, const char *data, Py_ssize_t size)
 /* A frame in one piece; from LARGE on its header, and its payload without a copy. Without a header
  * `owner` is all of it. */
 PyObject *make_wire(const unsigned char *header, size_t header_size, PyObject *owner,
-                           const char *payload, Py_ssize_t size)
+                    const char *payload, Py_ssize_t size)
 {
     if (!header_size)
         return Py_NewRef(owner);

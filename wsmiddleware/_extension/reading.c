@@ -2,7 +2,6 @@
 #include "stream.h"
 
 #include <errno.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 

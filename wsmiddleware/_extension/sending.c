@@ -55,7 +55,7 @@ static PyObject *make_rest(const unsigned char *header, size_t header_size, size
 }
 
 /* Bytes that wait in the outbox; -1 with an exception. */
-Py_ssize_t get_waiting(PyObject *outbox)
+static Py_ssize_t get_waiting(PyObject *outbox)
 {
     PyObject *size = PyObject_GetAttr(outbox, names.size);
     Py_ssize_t waiting = size ? PyLong_AsSsize_t(size) : -1;
@@ -147,34 +147,39 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
     return result;
 }
 
-/* Send a `str` or `bytes`: 0. 1 when there is no room for it, -1 with an exception. */
-int answer(Stream *self, PyObject *reply, int is_last)
+/* Send the frame with that payload, or that frame: results as of `answer`. */
+static int send_payload(Stream *self, PyObject *owner, int is_frame, int is_last)
 {
-    if (!self->is_open)
-        return 0; /* nobody is there any more */
-    PyObject *frame = NULL, *owner = reply;
-    if (self->window_bits) {
-        owner = frame = PyObject_CallMethodOneArg(self->connection, names.encode, reply);
-        if (!frame)
-            return -1;
-    }
-    Py_ssize_t size;
+    Py_ssize_t size, waiting;
     const char *payload = NULL;
     if (PyUnicode_Check(owner))
         payload = PyUnicode_AsUTF8AndSize(owner, &size);
     else
         PyBytes_AsStringAndSize(owner, (char **)&payload, &size);
+    if (!payload || (waiting = get_waiting(self->outbox)) < 0)
+        return -1;
     /* Only now: whatever the collector has finalized meanwhile may have sent, or closed. */
-    Py_ssize_t waiting = payload ? get_waiting(self->outbox) : -1;
-    int result = waiting < 0 ? -1 : !self->is_open ? 0 : waiting >= self->mark;
-    if (result == 0 && self->is_open) {
-        unsigned char header[MAX_HEADER];
-        int first = PyUnicode_Check(owner) ? TEXT : BINARY;
-        size_t header_size = frame ? 0 : make_header(header, first, size);
-        self->counts->messages_sent++;
-        self->has_message = 1;
-        result = send_behind(self, header, header_size, owner, payload, size, waiting, is_last);
-    }
+    if (!self->is_open)
+        return 0;
+    if (waiting >= self->mark)
+        return 1;
+    unsigned char header[MAX_HEADER];
+    int first = PyUnicode_Check(owner) ? TEXT : BINARY;
+    size_t header_size = is_frame ? 0 : make_header(header, first, size);
+    self->counts->messages_sent++;
+    self->has_message = 1;
+    return send_behind(self, header, header_size, owner, payload, size, waiting, is_last);
+}
+
+/* Send a `str` or `bytes`: 0. 1 when there is no room for it, -1 with an exception. */
+int answer(Stream *self, PyObject *reply, int is_last)
+{
+    if (!self->is_open)
+        return 0; /* nobody is there any more */
+    if (!self->window_bits)
+        return send_payload(self, reply, 0, is_last);
+    PyObject *frame = PyObject_CallMethodOneArg(self->connection, names.encode, reply);
+    int result = frame ? send_payload(self, frame, 1, is_last) : -1;
     Py_XDECREF(frame);
     return result;
 }

@@ -3,6 +3,25 @@
 
 #include <time.h>
 
+#if PY_VERSION_HEX < 0x030C0000
+static PyObject *PyErr_GetRaisedException(void)
+{
+    PyObject *type, *exception, *traceback;
+    PyErr_Fetch(&type, &exception, &traceback);
+    PyErr_NormalizeException(&type, &exception, &traceback);
+    if (traceback)
+        PyException_SetTraceback(exception, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return exception;
+}
+
+static void PyErr_SetRaisedException(PyObject *exception)
+{
+    PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
+}
+#endif
+
 static double now(void)
 {
     struct timespec time;
@@ -25,31 +44,19 @@ static int set_deadline(const Stream *self, PyObject *worker, double timeout)
  * `bytes` or has no room. Outside of the callbacks' context: both may call one. */
 static int hand_to_member(Stream *self, PyObject *reply, PyObject *worker, PyObject *name)
 {
-    PyObject *type, *exception, *traceback, *result = NULL;
-    PyErr_Fetch(&type, &exception, &traceback);
-    if (type) {
-        PyErr_NormalizeException(&type, &exception, &traceback);
-        if (traceback)
-            PyException_SetTraceback(exception, traceback);
-    }
+    PyObject *exception = PyErr_GetRaisedException(), *result = NULL;
     if (PyContext_Exit(self->context) == 0 && (!self->pending || flush_pending(self) == 0))
-        result = PyObject_CallMethodObjArgs(self->member, type ? names.failed : names.answer,
-                                            type ? exception : reply, worker, name, NULL);
+        result = PyObject_CallMethodObjArgs(self->member, exception ? names.failed : names.answer,
+                                            exception ? exception : reply, worker, name, NULL);
     int is_done = result && set_deadline(self, worker, self->timeout) == 0;
     Py_XDECREF(result);
-    Py_XDECREF(type);
     Py_XDECREF(exception);
-    Py_XDECREF(traceback);
     /* Again inside, whatever has happened: the caller leaves it. */
-    PyErr_Fetch(&type, &exception, &traceback);
-    if (PyContext_Enter(self->context) < 0) {
+    exception = PyErr_GetRaisedException();
+    if (PyContext_Enter(self->context) < 0)
         is_done = 0;
-        Py_XDECREF(type);
-        Py_XDECREF(exception);
-        Py_XDECREF(traceback);
-    } else {
-        PyErr_Restore(type, exception, traceback);
-    }
+    if (exception)
+        PyErr_SetRaisedException(exception);
     return is_done ? 0 : -1;
 }
 
@@ -97,13 +104,12 @@ static int serve(Stream *self, PyObject *worker)
         if (rest && now() > ends)
             break;
     }
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *exception = PyErr_GetRaisedException();
     if (PyContext_Exit(self->context) < 0 || (self->pending && flush_pending(self) < 0) ||
         set_deadline(self, worker, Py_HUGE_VAL) < 0)
         result = -1;
-    if (type)
-        PyErr_Restore(type, value, traceback);
+    if (exception)
+        PyErr_SetRaisedException(exception);
 end:
     Py_XDECREF(locals);
     Py_XDECREF(links);
@@ -157,12 +163,11 @@ static int run(Stream *self, PyObject *worker)
     if (PyObject_SetAttr(self->connection, names.worker, worker) < 0)
         return -1;
     result = make_due(self) < 0 ? -1 : serve(self, worker);
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *exception = PyErr_GetRaisedException();
     if (PyObject_SetAttr(self->connection, names.worker, Py_None) < 0)
         result = -1;
-    if (type)
-        PyErr_Restore(type, value, traceback);
+    if (exception)
+        PyErr_SetRaisedException(exception);
     if (result == 0)
         result = PyList_GET_SIZE(self->due) || PyList_GET_SIZE(self->inbox) ? 1 : is_special(self);
     return result;
@@ -264,15 +269,11 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
  * or by us (there was no memory), who have lost our place in it. */
 static int lose(Stream *self)
 {
-    PyObject *type, *exception, *traceback;
-    PyErr_Fetch(&type, &exception, &traceback);
-    PyErr_NormalizeException(&type, &exception, &traceback);
+    PyObject *exception = PyErr_GetRaisedException();
     int is_theirs = !exception || PyErr_GivenExceptionMatches(exception, PyExc_OSError);
     int result = call(self->connection, is_theirs ? names.lost : names.broken,
                       exception ? exception : Py_None);
-    Py_XDECREF(type);
     Py_XDECREF(exception);
-    Py_XDECREF(traceback);
     return result;
 }
 

@@ -24,8 +24,8 @@ enum {
     MAX_PENDING = 1 << 16, /* replies of one turn that share a write */
     MAX_FRAMES = 256,      /* of one read: then others get their turn */
     MAX_HEADER = 14,
-    FORMS = 16, /* of a message: a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
-    TEXT = 0x81, /* FIN and the opcode, RFC 6455 section 5.2 */
+    FORMS = 16,            /* of a message: a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
+    TEXT = 0x81,           /* FIN and the opcode, RFC 6455 section 5.2 */
     BINARY = 0x82,
 };
 
@@ -129,7 +129,6 @@ PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* sending.c */
 int call(PyObject *object, PyObject *method, PyObject *argument);
-Py_ssize_t get_waiting(PyObject *outbox);
 int flush_pending(Stream *self);
 int answer(Stream *self, PyObject *reply, int is_last);
 PyObject *Stream_take_pending(Stream *self, PyObject *ignored);
