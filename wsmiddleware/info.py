@@ -46,7 +46,7 @@ def middlewares() -> list[WebSocketMiddleware]:
 class Info(Items):
     """What `websocket_info` gives."""
 
-    __slots__ = names = (
+    __slots__ = _names = (
         "config",
         "config_file",
         "instances",

@@ -18,25 +18,25 @@ class Items:
     __slots__ = ()
 
     #: Which.
-    names: ClassVar[tuple[str, ...]]
+    _names: ClassVar[tuple[str, ...]]
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.names:
+        if name not in self._names:
             raise KeyError(name)
         return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self._names)
 
     def keys(self) -> tuple[str, ...]:
         """The names, so that `dict()` takes it."""
-        return self.names
+        return self._names
 
 
 class Instance(Items):
     """One open connection: the live listener and the session. The same one in every snapshot."""
 
-    __slots__ = names = ("component", "session")
+    __slots__ = _names = ("component", "session")
 
     def __init__(self, component: WebSocketListener, session: Session) -> None:
         self.component = component

@@ -165,7 +165,6 @@ class Member(Instance):
             raise exc  # so that `on_error` finds it in sys.exc_info()
         except BaseException as exc:
             wire = self._raised(exc, worker, self._context, name)
-        worker.rest()
         if wire is not None:
             self.connection.reply(wire)
 

@@ -100,14 +100,15 @@ class Connection(Link):
         self._receiver = receiver
         self._is_told_of_pings = getattr(receiver, "is_told_of_pings", False)
         reactor = self.reactor
-        if self.stream is not None and reactor.ready is not None:
+        if self.stream is not None:
+            assert reactor.ready is not None  # both are there, or neither
             self.stream.start(
                 self, self._inbox, self._due, self.outbox, reactor, reactor.ready, self._metrics
             )
-        self.reactor.watch(self)
-        self._watcher = self.reactor.loop.io(self._transport.fileno(), _READ)
-        self.reactor.pool.submit(self._run)
-        self.reactor.loop.run_callback(self._start_reading, leftover)
+        reactor.watch(self)
+        self._watcher = reactor.loop.io(self._transport.fileno(), _READ)
+        reactor.pool.submit(self._run)
+        reactor.loop.run_callback(self._start_reading, leftover)
 
     def _start_reading(self, leftover: bytes) -> None:
         if self.state is State.CLOSED:
@@ -278,12 +279,13 @@ class Connection(Link):
     def tick(self, now: float) -> None:
         """Act on what is due. In the hub, about once a second."""
         stream = self.stream
-        if stream is not None and stream.has_received:
-            stream.has_received = False
-            self.keepalive.last_received = now
-        if stream is not None and stream.has_message:
-            stream.has_message = False
-            self.keepalive.last_message = now
+        if stream is not None:
+            if stream.has_received:
+                stream.has_received = False
+                self.keepalive.last_received = now
+            if stream.has_message:
+                stream.has_message = False
+                self.keepalive.last_message = now
         super().tick(now)
 
     # -- callbacks, in a worker ---------------------------------------------------------------
