@@ -49,8 +49,8 @@ def _parse() -> argparse.Namespace:
                         help=f"some of {', '.join(GROUPS)}")  # fmt: skip
     parser.add_argument("--peers", nargs="+", default=[], metavar="WORD",
                         help="only servers whose name contains one of these")  # fmt: skip
-    parser.add_argument("--repetitions", type=int, help="of each cell (default 3, quick: 1)")
-    parser.add_argument("--seconds", type=float, help="per cell (default 0.8, quick: 0.3)")
+    parser.add_argument("--repetitions", type=int, help="of each cell (default 5, quick: 1)")
+    parser.add_argument("--seconds", type=float, help="per cell (default 0.3)")
     parser.add_argument("--output", type=Path, default=_ROOT / "docs", help="the folder")
     parser.add_argument("--raw", type=Path, help="write every single result to this JSON file")
     parser.add_argument("--redraw", type=Path, help="measure nothing, read such a file")
@@ -67,8 +67,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     words = [word.lower() for word in options.peers]
     chosen = [p for p in PEERS if not words or any(word in p.name.lower() for word in words)]
     peers = [peer for peer in chosen if peer.is_present()]
-    repetitions = options.repetitions or (1 if options.quick else 3)
-    seconds = options.seconds or (0.3 if options.quick else 0.8)
+    repetitions = options.repetitions or (1 if options.quick else 5)
+    seconds = options.seconds or 0.3
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="wsmiddleware-bench-") as folder:
         build = load.build(Path(folder))
