@@ -404,7 +404,8 @@ def test_full_inbox_stops_reading_and_nothing_is_lost(serve: Serve, size: int) -
         count = peer.send_until_full(b"".join([piece] * (1 + 100_000 // size)))
         waiting = sum(map(len, connection._inbox))
         assert waiting < 262144 + max(RECV_SIZE, size)
-        assert len(connection._inbox) <= 512
+        # Less than 256 wait, and a read brings 256 by the extension and as many by the engine.
+        assert len(connection._inbox) < 768
         assert connection.bytes_received < 2**20 + 2 * size
         release.set()
         peer.finish()

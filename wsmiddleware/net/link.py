@@ -29,7 +29,7 @@ __all__ = ["RECV_SIZE", "Link"]
 _log = logging.getLogger("websocket")
 
 #: Bytes read at once. A message of 64 KiB with its header comes whole: a third less than with half.
-RECV_SIZE = 262144
+RECV_SIZE = 524288
 #: How many times ``close_timeout`` a peer may take for what is queued when we close, if it reads.
 _PATIENCE = 12
 
