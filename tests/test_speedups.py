@@ -38,16 +38,14 @@ TEXT, BINARY = 1, 2
 class Connection:
     """What the extension asks of a connection and of what belongs to it; notes what it is told."""
 
-    reactor: Any
     pool: Any
     _is_paused = False
     _ending: object = None
     _worker: object = None
-    now = 0.0
 
     def __init__(self, fd: int, max_size: int = MAX_SIZE, window_bits: int = 0) -> None:
         assert speedups.Stream
-        self.connection = self.outbox = self.reactor = self.pool = self
+        self.connection = self.outbox = self.pool = self
         self.stream: Any = speedups.Stream(fd, max_size, MARK, 0.005, window_bits)
         self.inbox: list[str | bytes] = []
         self.due: list[str | bytes] = []
@@ -61,7 +59,7 @@ class Connection:
 
     def start_with(self, outbox: object) -> None:
         """Let the stream use that outbox."""
-        self.stream.start(self, self.inbox, self.due, outbox, self, self.ready, self.counts)
+        self.stream.start(self, self.inbox, self.due, outbox, self.ready, self.counts)
 
     def hold(self, wire: Any) -> None:
         self.taken.append(wire)
@@ -283,9 +281,10 @@ def test_stream_allocates_no_more_than_has_come(link: Link) -> None:
 
 
 def test_stream_tells_of_the_end(link: Link) -> None:
+    link.connection.ready.now = 1.5
     link.stream.receive()
     assert link.connection.take_calls() == []
-    assert not link.stream.has_received
+    assert link.stream.last_received == 0
     link.far.close()
     link.stream.receive()
     assert link.connection.take_calls() == [("lost", None)]
@@ -302,11 +301,12 @@ def test_stream_tells_what_the_socket_says() -> None:
 def test_stream_asks_for_one_worker_for_what_comes(link: Link) -> None:
     connection, stream = link.connection, link.stream
     for count in (1, 2):
+        connection.ready.now = count
         link.far.send(masked(TEXT, b"x"))
         stream.receive()
         assert connection.calls == [("submit", connection.ready)]
         assert connection.inbox == ["x"] * count
-    assert (stream.has_received, stream.has_message) == (True, True)
+    assert (stream.last_received, stream.last_message) == (2, 2)
     connection._worker = object()
     link.far.send(masked(TEXT, b"y"))
     stream.receive()
@@ -680,7 +680,7 @@ def test_stream_and_deliver_refuse_other_arguments(link: Link) -> None:
     assert speedups.deliver
     assert speedups.Stream
     with pytest.raises(TypeError, match="must be list"):
-        link.stream.start(0, (), [], 0, 0, 0, Metrics())
+        link.stream.start(0, (), [], 0, 0, Metrics())
     with pytest.raises(TypeError, match=r"must be .*Context"):
         link.stream.serve_for(0, 0, 0, {}, "", "", 1.0)
     with pytest.raises(RuntimeError, match=r"serve\(\) before serve_for\(\)"):
@@ -721,10 +721,10 @@ def test_stream_that_nobody_stops_is_garbage() -> None:
 def test_deliver_leaves_those_it_cannot_serve(link: Link) -> None:
     assert speedups.deliver
     pure, busy, free = Connection(-1), Connection(-1), link.connection
-    pure.stream, busy.size = None, 1
+    pure.stream, busy.size, free.ready.now = None, 1, 2.5
     assert speedups.deliver([pure, busy, free], PREPARED) == [pure, busy]
     assert link.far.recv(1000) == PREPARED.wire(0)
-    assert link.stream.has_message
+    assert (link.stream.last_received, link.stream.last_message) == (0, 2.5)
     link.stream.is_open = False
     assert speedups.deliver([free], PREPARED) == [free]
 

@@ -7,6 +7,7 @@ from wsmiddleware.speedups import Counts as Counts
 _Member = TypeVar("_Member")
 
 class Ready:
+    now: float
     def __init__(self, pool: object) -> None: ...
     def __call__(self, worker: object, /) -> None: ...
 
@@ -14,10 +15,12 @@ class Stream:
     def __init__(
         self, fd: int, max_size: int, mark: int, turn: float, window_bits: int
     ) -> None: ...
-    has_message: bool
-    has_received: bool
     is_engines: bool
     is_open: bool
+    @property
+    def last_message(self) -> float: ...
+    @property
+    def last_received(self) -> float: ...
     @property
     def bytes_received(self) -> int: ...
     @property
@@ -28,7 +31,6 @@ class Stream:
         inbox: list[str | bytes],
         due: list[str | bytes],
         outbox: object,
-        reactor: object,
         ready: Ready,
         counts: Counts,
         /,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -69,11 +70,47 @@ def test_idle_counts_messages_only() -> None:
     assert keepalive.check(31) is Verdict.FINE
 
 
+@pytest.mark.parametrize(
+    ("idle", "interval", "timeout", "due", "due_after_ping"),
+    [
+        (0, 20, 20, 20, 40),
+        (0, 20, 0, 20, 40),
+        (0, 20, 5, 20, 25),
+        (0, 20, 90, 20, 40),
+        (30, 20, 90, 20, 30),
+        (15, 20, 20, 15, None),
+        (15, 0, 20, 15, None),
+        (0, 0, 20, math.inf, None),
+    ],
+)
+def test_due_is_when_something_is_found(
+    idle: float, interval: float, timeout: float, due: float, due_after_ping: float | None
+) -> None:
+    keepalive = Keepalive(0.0, idle, interval, timeout)
+    assert keepalive.due() == due
+    assert keepalive.check(min(due, 1e9) - 0.1) is Verdict.FINE
+    if due_after_ping is not None:
+        assert keepalive.check(due) is Verdict.PING
+        assert keepalive.due() == due_after_ping
+    keepalive.hold(100.0)
+    assert keepalive.due() == 100 + due
+
+
 def test_clocks_stand_still_on_hold() -> None:
     keepalive = Keepalive(0.0, 30, 20, 20)
     keepalive.check(20)
     keepalive.hold(39)
     assert verdicts(keepalive, 40, 58.9, 59) == [Verdict.FINE, Verdict.FINE, Verdict.PING]
+
+
+def test_quiet_peer_is_left_alone_until_something_is_due(serve: Serve) -> None:
+    middleware = middleware_for(Log().listener(), ping_interval=20, idle_timeout=300)
+    with peer_of(serve(middleware)) as peer:
+        peer.send(frame(TEXT, "hello"))
+        assert peer.read_text() == "hello"
+        connection = connection_of(middleware)
+        reactor = connection.reactor
+        assert connection.slot * reactor._step >= reactor.now + 19
 
 
 def test_silent_peer_is_found(serve: Serve) -> None:

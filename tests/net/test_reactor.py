@@ -1,13 +1,93 @@
-"""What other threads ask of a reactor leaves the loop's count of its reasons to live as it is."""
+"""When a reactor looks at what has time-outs; what other threads ask of it."""
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from itertools import pairwise
 
 import gevent
 
+from support import wait_until
 from wsmiddleware.net.reactor import Reactor
+
+
+class Looked:
+    """Notes when it is looked at, in steps of the reactor; asks for the next of `times`."""
+
+    def __init__(self, reactor: Reactor, *times: float) -> None:
+        self.slot = 0
+        self.seen: list[float] = []
+        self._reactor = reactor
+        self._times = list(times)
+
+    def tick(self, now: float) -> float:
+        self.seen.append(now)
+        if not self._times:
+            self._reactor.forget(self)
+            return math.inf
+        return self._times.pop(0)
+
+
+def is_stopped(reactor: Reactor) -> bool:
+    return reactor._timer is None
+
+
+def test_reactor_looks_when_it_was_asked_to_and_stops_behind_the_last() -> None:
+    reactor = Reactor(interval=0.04)
+    early, late = Looked(reactor), Looked(reactor, 0.2, 0.1)
+    reactor.watch(late, 0.1)
+    reactor.watch(early, 0.05)
+    wait_until(lambda: is_stopped(reactor))
+    assert 0.05 <= early.seen[0] < 0.1 <= late.seen[0]
+    # The third was asked for when it was due already: at the next step.
+    assert 0.2 <= late.seen[1] < late.seen[2]
+    assert (len(early.seen), len(late.seen)) == (1, 3)
+
+
+def test_reactor_looks_sooner_but_never_later_than_it_was_asked_to() -> None:
+    reactor = Reactor(interval=0.04)
+    sooner, other = Looked(reactor), Looked(reactor)
+    reactor.watch(sooner, math.inf)
+    reactor.watch(sooner, 0.05)
+    reactor.watch(other, 0.05)
+    reactor.watch(other, math.inf)
+    wait_until(lambda: is_stopped(reactor))
+    assert sooner.seen == other.seen
+    assert len(sooner.seen) == 1
+    assert sooner.seen[0] >= 0.05
+
+
+def test_reactor_looks_at_nothing_that_was_forgotten() -> None:
+    reactor = Reactor(interval=0.04)
+    first, second = Looked(reactor), Looked(reactor)
+    reactor.watch(first, 0.03)
+    reactor.watch(second, 0.05)
+    reactor.forget(first)
+    wait_until(lambda: is_stopped(reactor))
+    assert (first.seen, len(second.seen)) == ([], 1)
+
+
+def test_reactor_lets_the_loop_turn_between_many_looks() -> None:
+    reactor = Reactor(interval=0.04)
+    many = [Looked(reactor) for _ in range(1000)]
+    for looked in many:
+        reactor.watch(looked, 0.02)
+    check = reactor.loop.check()
+    at_turn = []
+
+    def turned() -> None:
+        at_turn.append(sum(len(looked.seen) for looked in many))
+
+    check.start(turned)
+    wait_until(lambda: is_stopped(reactor))
+    check.stop()
+    check.close()
+    steps = [after - before for before, after in pairwise(at_turn)]
+    assert sum(steps) == 1000
+    assert max(steps) <= 400  # 200, and as many more where the clock's next step falls into a turn
+
 
 # In a process of its own, where nothing else is counted. Without the GIL the loop takes off its
 # count the one-shot timers that have fired; with run_callback_threadsafe() in `defer` the count

@@ -58,6 +58,11 @@ static void Ready_dealloc(Ready *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+static PyMemberDef ready_members[] = {
+    {"now", T_DOUBLE, offsetof(Ready, now), 0, "The reactor's time, which sets it, in seconds."},
+    {NULL, 0, 0, 0, NULL},
+};
+
 PyTypeObject ready_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Ready",
     .tp_doc = "The streams for which something has come: a task of the `WorkerPool` that is given,\n"
@@ -70,6 +75,7 @@ PyTypeObject ready_type = {
     .tp_traverse = (traverseproc)Ready_traverse,
     .tp_clear = (inquiry)Ready_clear,
     .tp_call = (ternaryfunc)Ready_call,
+    .tp_members = ready_members,
 };
 
 /* -- streams ----------------------------------------------------------------------------------- */
@@ -89,21 +95,20 @@ static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
 }
 
 PyDoc_STRVAR(start_doc,
-             "start(connection, inbox, due, outbox, reactor, ready, counts)\n\n"
+             "start(connection, inbox, due, outbox, ready, counts)\n\n"
              "Serve that connection until `stop`: its lists of messages, what has come and what is\n"
              "due, in reverse; `counts` counts them. The stream is `ready` when something has come.");
 
 static PyObject *Stream_start(Stream *self, PyObject *arguments)
 {
-    PyObject *connection, *inbox, *due, *outbox, *reactor, *ready, *counts;
-    if (!PyArg_ParseTuple(arguments, "OO!O!OOO!O!", &connection, &PyList_Type, &inbox, &PyList_Type,
-                          &due, &outbox, &reactor, &ready_type, &ready, &counts_type, &counts))
+    PyObject *connection, *inbox, *due, *outbox, *ready, *counts;
+    if (!PyArg_ParseTuple(arguments, "OO!O!OO!O!", &connection, &PyList_Type, &inbox, &PyList_Type,
+                          &due, &outbox, &ready_type, &ready, &counts_type, &counts))
         return NULL;
     Py_XSETREF(self->connection, Py_NewRef(connection));
     Py_XSETREF(self->inbox, Py_NewRef(inbox));
     Py_XSETREF(self->due, Py_NewRef(due));
     Py_XSETREF(self->outbox, Py_NewRef(outbox));
-    Py_XSETREF(self->reactor, Py_NewRef(reactor));
     Py_XSETREF(self->counts, (Counts *)Py_NewRef(counts));
     Py_XSETREF(self->ready, (Ready *)Py_NewRef(ready));
     Py_RETURN_NONE;
@@ -139,7 +144,6 @@ static int Stream_traverse(Stream *self, visitproc visit, void *arg)
     Py_VISIT(self->inbox);
     Py_VISIT(self->due);
     Py_VISIT(self->outbox);
-    Py_VISIT(self->reactor);
     Py_VISIT(self->ready);
     Py_VISIT(self->counts);
     Py_VISIT(self->member);
@@ -155,7 +159,6 @@ static int Stream_clear(Stream *self)
     Py_CLEAR(self->inbox);
     Py_CLEAR(self->due);
     Py_CLEAR(self->outbox);
-    Py_CLEAR(self->reactor);
     Py_CLEAR(self->ready);
     Py_CLEAR(self->counts);
     Py_CLEAR(self->member);
@@ -212,10 +215,10 @@ static PyMethodDef stream_methods[] = {
 static PyMemberDef stream_members[] = {
     {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), READONLY, "Bytes read."},
     {"bytes_sent", T_ULONGLONG, offsetof(Stream, bytes_sent), READONLY, "Bytes sent."},
-    {"has_received", T_BOOL, offsetof(Stream, has_received), 0,
-     "True once something has come; to be reset."},
-    {"has_message", T_BOOL, offsetof(Stream, has_message), 0,
-     "True once a message has come or gone; to be reset."},
+    {"last_received", T_DOUBLE, offsetof(Stream, last_received), READONLY,
+     "When something has come, in the reactor's time."},
+    {"last_message", T_DOUBLE, offsetof(Stream, last_message), READONLY,
+     "When a message has come or gone."},
     {"is_engines", T_BOOL, offsetof(Stream, is_engines), 0,
      "True while what comes is for the engine, in the middle of something."},
     {"is_open", T_BOOL, offsetof(Stream, is_open), 0, "False once nothing may be sent any more."},

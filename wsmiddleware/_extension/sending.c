@@ -181,7 +181,7 @@ static int send_payload(Stream *self, PyObject *owner, int is_frame, int is_last
     int first = PyUnicode_Check(owner) ? TEXT : BINARY;
     size_t header_size = is_frame ? 0 : make_header(header, first, size);
     self->counts->messages_sent++;
-    self->has_message = 1;
+    self->last_message = self->ready->now;
     return send_behind(self, header, header_size, owner, payload, size, waiting, is_last);
 }
 
@@ -231,7 +231,7 @@ static int deliver_by(Stream *self, PyObject *prepared, PyObject **wires)
         return waiting < 0 ? -1 : 0;
     const char *data = PyBytes_AS_STRING(wire);
     size_t size = PyBytes_GET_SIZE(wire), sent = send_bytes(self, data, size);
-    self->has_message = 1;
+    self->last_message = self->ready->now;
     if (sent == size)
         return 1;
     PyObject *rest = make_rest(NULL, 0, sent, wire, data, size);

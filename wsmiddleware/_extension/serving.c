@@ -32,10 +32,8 @@ static double now(void)
 /* From now on the callback that runs in `worker` has so much time, in seconds. */
 static int set_deadline(const Stream *self, PyObject *worker, double timeout)
 {
-    PyObject *begins = PyObject_GetAttr(self->reactor, names.now);
-    PyObject *ends = begins ? PyFloat_FromDouble(PyFloat_AsDouble(begins) + timeout) : NULL;
-    int result = ends && !PyErr_Occurred() ? PyObject_SetAttr(worker, names.deadline, ends) : -1;
-    Py_XDECREF(begins);
+    PyObject *ends = PyFloat_FromDouble(self->ready->now + timeout);
+    int result = ends ? PyObject_SetAttr(worker, names.deadline, ends) : -1;
     Py_XDECREF(ends);
     return result;
 }
@@ -253,10 +251,10 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
 {
     PyObject *inbox = self->inbox;
     int result = 0;
-    self->has_received = 1;
+    self->last_received = self->ready->now;
     if (PyList_GET_SIZE(inbox) > before) {
         if (self->is_open) {
-            self->has_message = 1;
+            self->last_message = self->ready->now;
             result = make_ready(self);
         } else {
             result = PyList_SetSlice(inbox, before, PyList_GET_SIZE(inbox), NULL);

@@ -40,10 +40,11 @@ typedef struct {
 
 typedef struct Stream Stream;
 
-/* The streams that wait for a worker, in a chain that holds each of them, and the pool that has
- * workers. */
+/* The streams that wait for a worker, in a chain that holds each of them, the pool that has workers,
+ * and the time of their reactor. */
 typedef struct {
     PyObject_HEAD
+    double now;
     PyObject *pool;
     Stream *first, *last;
     char is_submitted;
@@ -55,15 +56,14 @@ struct Stream {
     char is_open;      /* the connection's state, as must be known before something is sent */
     char is_engines;   /* the engine is in the middle of something: what comes is for it */
     char is_ready;     /* waits for a worker, and `next` behind it */
-    char has_received; /* something has come since somebody has looked */
-    char has_message;  /* a message has come or gone since then */
+    double last_received, last_message; /* when something has come, a message come or gone */
     Py_ssize_t max_size, mark;
     double turn, timeout;
     int window_bits; /* of the agreed compression, 0 without one: then `encode` makes the frames */
     unsigned long long bytes_received, bytes_sent;
     /* From `start` to `stop`: the connection, its lists of messages, and those of others that each
      * message needs. */
-    PyObject *connection, *inbox, *due, *outbox, *reactor;
+    PyObject *connection, *inbox, *due, *outbox;
     Ready *ready;
     Stream *next;
     Counts *counts;
@@ -98,7 +98,6 @@ struct Stream {
     X(is_paused, "_is_paused") \
     X(links, "links") \
     X(lost, "lost") \
-    X(now, "now") \
     X(on_readable, "_on_readable") \
     X(pause, "_pause_if_needed") \
     X(receive, "_receive") \

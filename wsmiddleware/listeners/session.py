@@ -162,7 +162,7 @@ class Session:
         if not 0 <= milliseconds < math.inf:
             raise ValueError(f"max_idle_timeout is milliseconds, 0 or above, not {milliseconds!r}")
         if self._connection is not None:
-            self._connection.keepalive.idle_timeout = milliseconds / 1000
+            self._connection.set_idle_timeout(milliseconds / 1000)
 
     @property
     def user_properties(self) -> dict[str, Any]:

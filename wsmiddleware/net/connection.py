@@ -103,9 +103,9 @@ class Connection(Link):
         if self.stream is not None:
             assert reactor.ready is not None  # both are there, or neither
             self.stream.start(
-                self, self._inbox, self._due, self.outbox, reactor, reactor.ready, self._metrics
+                self, self._inbox, self._due, self.outbox, reactor.ready, self._metrics
             )
-        reactor.watch(self)
+        reactor.watch(self, self.keepalive.due())
         self._watcher = reactor.loop.io(self._transport.fileno(), _READ)
         reactor.pool.submit(self._run)
         reactor.loop.run_callback(self._start_reading, leftover)
@@ -236,6 +236,7 @@ class Connection(Link):
         if self._worker is not None and self._is_inbox_full():
             return  # the worker will come
         self._is_paused = False
+        self.keepalive.hold(self.reactor.now)
         self._start_watcher()
         if self._engine.more:
             self._receive(b"")
@@ -276,17 +277,13 @@ class Connection(Link):
         if pending is not None:
             self.outbox.hold(pending)
 
-    def tick(self, now: float) -> None:
-        """Act on what is due. In the hub, about once a second."""
-        stream = self.stream
+    def tick(self, now: float) -> float:
+        """Act on what is due; when to look again. In the hub."""
+        stream, keepalive = self.stream, self.keepalive
         if stream is not None:
-            if stream.has_received:
-                stream.has_received = False
-                self.keepalive.last_received = now
-            if stream.has_message:
-                stream.has_message = False
-                self.keepalive.last_message = now
-        super().tick(now)
+            keepalive.last_received = max(keepalive.last_received, stream.last_received)
+            keepalive.last_message = max(keepalive.last_message, stream.last_message)
+        return super().tick(now)
 
     # -- callbacks, in a worker ---------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Pure rules: the caller brings the time. A busy connection only stores the time, 
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 __all__ = ["Keepalive", "Verdict"]
@@ -52,6 +53,17 @@ class Keepalive:
             self._ping_sent = now
             return Verdict.PING
         return Verdict.FINE
+
+    def due(self) -> float:
+        """When `check` finds something if nothing comes until then; or sooner."""
+        at = self.last_message + self.idle_timeout if self.idle_timeout else math.inf
+        if self._ping_sent > self.last_received:
+            # The answer would be followed by another ping, an interval later.
+            wait = min(self._ping_timeout or math.inf, self._ping_interval)
+            return min(at, self._ping_sent + wait)
+        if self._ping_interval:
+            at = min(at, self.last_received + self._ping_interval)
+        return at
 
     def hold(self, now: float) -> None:
         """While we do not read, the peer cannot answer or be heard: its clocks stand still."""

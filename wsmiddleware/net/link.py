@@ -98,7 +98,7 @@ class Link(Sender):
         payload = b"" if code == CloseCode.NO_STATUS_RCVD else close_payload(code, reason)
         self.sent_code = code
         now, timeout = self.reactor.now, self._settings.close_timeout
-        self._deadline = now + timeout
+        self._set_deadline(now + timeout)
         self._last_deadline = now + timeout * patience
         self._set_state(State.CLOSING)
         wire = self._engine.control(Opcode.CLOSE, payload)
@@ -151,7 +151,7 @@ class Link(Sender):
             self.close_code, self.close_reason = ending
         if self.state is State.OPEN:
             # Answered by the worker, for what came before is handled first; or when it is overdue.
-            self._deadline = self.reactor.now + self._settings.close_timeout
+            self._set_deadline(self.reactor.now + self._settings.close_timeout)
         elif self.outbox.size:
             return  # our close frame still waits
         elif isinstance(ending, Close):
@@ -205,21 +205,38 @@ class Link(Sender):
 
     # -- time ---------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
-        """Act on what is due. In the hub, about once a second."""
+    def _set_deadline(self, at: float) -> None:
+        self._deadline = at
+        self.reactor.watch(self, at)
+
+    def moved(self) -> None:
+        """The outbox: the peer takes what waits for it, so it is alive, if slow."""
+        self.keepalive.last_received = now = self.reactor.now
+        if self.state is State.CLOSING:
+            deadline = now + self._settings.close_timeout
+            self._deadline = min(deadline, self._last_deadline)
+
+    def tick(self, now: float) -> float:
+        """Act on what is due; when to look again. In the hub."""
         if self._dropped:
             self._report_dropped()
-        if self.outbox.has_moved:
-            self.outbox.has_moved = False
-            # The peer takes what waits for it: it is alive, if slow.
-            self.keepalive.last_received = now
-            if self.state is State.CLOSING:
-                deadline = now + self._settings.close_timeout
-                self._deadline = min(deadline, self._last_deadline)
         if now >= self._deadline:
             self._overdue()
-        elif self.state is State.OPEN and self._ending is None:
+        elif self._is_kept_alive():
             self._keep_alive(now)
+        return self.keepalive.due() if self._is_kept_alive() else self._deadline
+
+    def set_idle_timeout(self, seconds: float) -> None:
+        """Close when no message has come or gone for so long, 0 for never. From any thread."""
+        self.keepalive.idle_timeout = seconds
+        self.reactor.defer(self._look_again)
+
+    def _look_again(self) -> None:
+        if self.state is State.OPEN:
+            self.reactor.watch(self, self.keepalive.due())
+
+    def _is_kept_alive(self) -> bool:
+        return self.state is State.OPEN and self._ending is None
 
     def _keep_alive(self, now: float) -> None:
         if self._is_paused:

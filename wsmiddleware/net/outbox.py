@@ -24,6 +24,9 @@ class Owner(Protocol):
     def lost(self, exc: OSError) -> None:
         """The transport broke."""
 
+    def moved(self) -> None:
+        """The peer takes something again, after a stall."""
+
     def drained(self) -> None:
         """Nothing waits any more, after a stall."""
 
@@ -45,7 +48,6 @@ class Outbox:
         "_transport",
         "_watcher",
         "bytes_sent",
-        "has_moved",
         "is_stalled",
         "size",
     )
@@ -68,8 +70,6 @@ class Outbox:
         self.size = 0
         #: True while the peer takes nothing and the loop waits until it does.
         self.is_stalled = False
-        #: True once the peer has taken something after a stall; for the owner to reset.
-        self.has_moved = False
         self.bytes_sent = 0
 
     def hold(self, wire: Wire) -> None:
@@ -161,8 +161,9 @@ class Outbox:
 
     def _on_writable(self) -> None:
         self.is_stalled = False
-        self.has_moved = True
         self._watcher.stop()
+        if self._owner is not None:
+            self._owner.moved()
         self.flush()
         if self._room is not None and self.size <= self._low_mark:
             self.wake_waiters()

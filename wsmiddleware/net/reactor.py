@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 import weakref
 from collections import deque
@@ -24,8 +25,10 @@ _log = logging.getLogger("websocket")
 # The thread's own id: the patched get_ident() tells greenlets apart, and we ask for threads.
 _get_thread_id: Callable[[], int] = monkey.get_original("threading", "get_ident")
 
-#: Ticking things are looked at in turn, so that ten thousand of them never hold the loop at once.
-_BUCKETS = 4
+#: How many things with time-outs are looked at before the loop gets its turn: 2 ms of pings.
+_LOOKS = 200
+#: The longest that something is watched without a look, in seconds.
+_LONGEST = 60.0
 
 
 def _keep_freed_memory() -> None:
@@ -46,8 +49,11 @@ def _wake_up(reference: weakref.ref[Reactor]) -> None:
 class Ticking(Protocol):
     """Something with time-outs."""
 
-    def tick(self, now: float) -> None:
-        """Act on what is due. Runs in the hub: must not block or raise."""
+    #: When it is looked at next, 0 if never; the reactor's own.
+    slot: int
+
+    def tick(self, now: float) -> float:
+        """Act on what is due; when to look again. Runs in the hub: must not block or raise."""
         ...
 
 
@@ -68,9 +74,12 @@ class Reactor:
         self.ready = None if Ready is None else Ready(self.pool)
         self.now = 0.0
         self._thread_id = _get_thread_id()
-        self._step = interval / _BUCKETS
-        self._buckets: list[set[Ticking]] = [set() for _ in range(_BUCKETS)]
-        self._turn = 0
+        self._step = interval / 4
+        #: What is watched, by the step of the clock at which it is looked at.
+        self._slots: dict[int, set[Ticking]] = {}
+        #: The last step that was; and what is due since then and has not been looked at.
+        self._slot = 0
+        self._overdue: deque[Ticking] = deque()
         self._last = 0.0
         self._timer: Any = None
         self._next: list[Callable[[], object]] = []
@@ -150,10 +159,27 @@ class Reactor:
         self.next_turn(functools.partial(waiter.switch, None))
         waiter.get()
 
-    def watch(self, ticking: Ticking) -> None:
-        """Call ``ticking.tick(now)`` about once in `interval` seconds."""
-        min(self._buckets, key=len).add(ticking)
-        self.start_clock()
+    def watch(self, ticking: Ticking, at: float) -> None:
+        """Call ``ticking.tick(now)`` at that time, or a quarter of `interval` later.
+
+        Sooner, if it is watched already and due before that. What is far from due costs nothing:
+        5,000 idle connections are looked at some hundred times a second, not 5,000 times.
+        """
+        slot = max(math.ceil(min(at, self.now + _LONGEST) / self._step), self._slot + 1)
+        if not ticking.slot or slot < ticking.slot:
+            self.forget(ticking)
+            ticking.slot = slot
+            self._slots.setdefault(slot, set()).add(ticking)
+            self.start_clock()
+
+    def forget(self, ticking: Ticking) -> None:
+        """Stop calling it."""
+        slot, ticking.slot = ticking.slot, 0
+        watched = self._slots.get(slot)
+        if watched is not None:
+            watched.discard(ticking)
+            if not watched:
+                del self._slots[slot]
 
     def start_clock(self) -> None:
         """Let `now` go on, and deadlines hold, until nothing is left to watch or to run."""
@@ -162,21 +188,31 @@ class Reactor:
             self._timer = self.loop.timer(self._step, self._step)
             self._timer.start(self._tick)
 
-    def forget(self, ticking: Ticking) -> None:
-        """Stop calling it."""
-        for bucket in self._buckets:
-            bucket.discard(ticking)
-
     def _tick(self) -> None:
         clock = time.monotonic()
         self.now += min(clock - self._last, 2 * self._step)
         self._last = clock
-        self._turn = (self._turn + 1) % _BUCKETS
-        for ticking in tuple(self._buckets[self._turn]):
-            ticking.tick(self.now)
+        if self.ready is not None:
+            self.ready.now = self.now
+        while self._slot < int(self.now / self._step):
+            self._slot += 1
+            self._overdue += self._slots.pop(self._slot, ())
+        self._look()
         self.pool.tick(self.now)
-        if not any(self._buckets) and self.pool.is_idle:
+        if not self._slots and not self._overdue and self.pool.is_idle:
             self._timer.stop()
             self._timer.close()
             self._timer = None
             self.pool.dismiss()
+
+    def _look(self) -> None:
+        """Look at what is due, not at ten thousand at once: that would hold up the loop."""
+        for _ in range(min(_LOOKS, len(self._overdue))):
+            ticking = self._overdue.popleft()
+            if ticking.slot:  # nobody has forgotten it meanwhile
+                at = ticking.tick(self.now)
+                if ticking.slot:
+                    ticking.slot = 0
+                    self.watch(ticking, at)
+        if self._overdue:
+            self.next_turn(self._look)

@@ -42,6 +42,8 @@ class State(Enum):
 
 #: Asked for with every message: a member of an `Enum` costs 0.1 µs each time in Python 3.11.
 _OPEN = State.OPEN
+#: Seconds between two lines of the log on what one peer's queue had no room for.
+_REPORT_INTERVAL = 1.0
 
 
 class Sender(ABC):
@@ -67,6 +69,7 @@ class Sender(ABC):
         "name",
         "outbox",
         "reactor",
+        "slot",
         "state",
         "window_bits",
     )
@@ -107,6 +110,8 @@ class Sender(ABC):
         self._worker: Worker | None = None
         #: A ping to answer once the peer takes something.
         self._pong: bytes | None = None
+        #: When time-outs are looked at next: the reactor's.
+        self.slot = 0
         #: Messages dropped and not reported yet.
         self._dropped = 0
         self._is_flush_due = False
@@ -189,6 +194,7 @@ class Sender(ABC):
                 if self._settings.slow_consumer == "drop":
                     self._metrics.dropped += 1
                     self._dropped += 1
+                    self.reactor.watch(self, self.reactor.now + _REPORT_INTERVAL)
                     return False
                 raise self._close_slow_consumer()
             if not outbox.wait_for_room(max(0.0, deadline - time.monotonic())):
@@ -206,7 +212,7 @@ class Sender(ABC):
         return SlowConsumerError(f"{self.name} does not take what is sent to it")
 
     def _report_dropped(self) -> None:
-        """Log what was dropped since the last time: one line a tick, however much it was."""
+        """Log what was dropped since the last time: one line a second, however much it was."""
         count, self._dropped = self._dropped, 0
         _log.warning("%s: slow consumer, %d messages dropped for it", self.name, count)
 
@@ -220,6 +226,14 @@ class Sender(ABC):
         parts = wire if isinstance(wire, tuple) else (wire,)
         opcode = Opcode(parts[0][0] & 15).name.lower()
         _log.log(TRACE, "%s > %s, %d bytes with header", self.name, opcode, sum(map(len, parts)))
+
+    @abstractmethod
+    def tick(self, now: float) -> float:
+        """Act on what is due; when to look again. In the hub."""
+
+    @abstractmethod
+    def moved(self) -> None:
+        """The peer takes something again, after a stall."""
 
     @abstractmethod
     def lost(self, exc: OSError | None) -> None:
