@@ -15,6 +15,7 @@ from wsmiddleware.listeners.notify import Notifier
 from wsmiddleware.log import redact, set_up_logging
 from wsmiddleware.net.connection import State
 from wsmiddleware.net.orders import Orders
+from wsmiddleware.net.reactor import step_for
 from wsmiddleware.options import ClientOptions, read_options
 from wsmiddleware.protocol.frames import (
     MAX_CONTROL_SIZE,
@@ -66,7 +67,7 @@ class WebSocketClient:
         if options.ssl_context is not None and not target.is_secure:
             raise ValueError(f"ssl_context goes with a wss: URL, not with {redact(str(target))}")
         notifier = Notifier(listener, f"client {next(_numbers)}")
-        loop = loop_of_this_thread(options.tick_interval)
+        loop = loop_of_this_thread(step_for(*options.timeouts))
         self._options = options
         self._reactor = loop.reactor
         self._upkeep = Upkeep(loop, target, options, notifier)

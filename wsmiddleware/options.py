@@ -117,10 +117,9 @@ class ClientOptions:
         )
 
     @property
-    def tick_interval(self) -> float:
-        """How often time-outs are looked at: once a second, or as often as the shortest needs."""
-        times = (self.ping_interval, self.ping_timeout, self.close_timeout, 4.0)
-        return max(0.02, min(time for time in times if time) / 4)
+    def timeouts(self) -> tuple[float, ...]:
+        """What has to be kept by the clock, in seconds; 0 is never."""
+        return self.ping_interval, self.ping_timeout, self.close_timeout
 
 
 _PLACE = "create_websocket_client()"

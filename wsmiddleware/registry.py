@@ -16,7 +16,7 @@ from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.invoke import Member
 from wsmiddleware.metrics import Metrics
-from wsmiddleware.net.reactor import Reactor
+from wsmiddleware.net.reactor import Reactor, step_for
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.settings import Settings
 
@@ -124,19 +124,18 @@ class Registry:
     def reactor(self) -> Reactor:
         """What all connections run on; made at the first, after any fork, in its thread."""
         if self._reactor is None:
-            self._reactor = Reactor(self._tick_interval())
+            self._reactor = Reactor(step_for(*self._timeouts()))
         return self._reactor
 
     def is_here(self) -> bool:
         """False where the connections run on another thread's loop."""
         return self._reactor is None or self._reactor.is_here()
 
-    def _tick_interval(self) -> float:
-        """How often time-outs are looked at: once a second, or as often as the shortest needs."""
+    def _timeouts(self) -> list[float]:
+        """What has to be kept by the clock, in seconds; 0 is never."""
         row = self._settings
         times = [row.request_timeout, row.ping_interval, row.ping_timeout, row.close_timeout]
-        times += [channel.idle_timeout for channel in self.channels.values()]
-        return max(0.02, min(1.0, min(time for time in times if time) / 4))
+        return times + [channel.idle_timeout for channel in self.channels.values()]
 
     # -- going down ---------------------------------------------------------------------------
 

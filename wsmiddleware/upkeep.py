@@ -50,19 +50,19 @@ class Loop(NamedTuple):
 
 
 _native_local: Callable[[], Any] = monkey.get_original("threading", "local")
-#: Each thread's loops, by the interval of their clocks.
+#: Each thread's loops, by the step of their clocks.
 _loops = _native_local()
 
 
-def loop_of_this_thread(interval: float) -> Loop:
+def loop_of_this_thread(step: float) -> Loop:
     """The loop for clients that need time to be told this exactly, in seconds."""
     hub = gevent.get_hub()
     if getattr(_loops, "hub", None) is not hub:
-        _loops.hub, _loops.by_interval = hub, {}
-    by_interval: dict[float, Loop] = _loops.by_interval
-    if interval not in by_interval:
-        by_interval[interval] = Loop(Reactor(interval), Metrics())
-    return by_interval[interval]
+        _loops.hub, _loops.by_step = hub, {}
+    by_step: dict[float, Loop] = _loops.by_step
+    if step not in by_step:
+        by_step[step] = Loop(Reactor(step), Metrics())
+    return by_step[step]
 
 
 class OfflineQueue:

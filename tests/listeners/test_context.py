@@ -385,7 +385,7 @@ def test_nothing_of_a_connection_is_left_when_it_has_gone(room: MakeRoom, way: s
 def test_reactor_and_its_greenlets_are_garbage_when_nobody_holds_them() -> None:
     def use_one() -> weakref.ref[Any]:
         ran: list[int] = []
-        reactor = Reactor(0.02)
+        reactor = Reactor(0.005)
         reactor.pool.submit(lambda worker: ran.append(1))
         reactor.start_clock()
         wait_until(lambda: ran and not reactor.pool.workers)

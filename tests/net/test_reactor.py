@@ -8,9 +8,20 @@ import sys
 from itertools import pairwise
 
 import gevent
+import pytest
 
 from support import wait_until
-from wsmiddleware.net.reactor import Reactor
+from wsmiddleware.net.reactor import Reactor, step_for
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "step"),
+    [((), 0.25), ((0, 0), 0.25), ((50, 20), 0.25), ((20, 0, 1.6), 0.1), ((0.001,), 0.005)],
+)
+def test_step_is_fine_enough_for_the_shortest_timeout(
+    timeouts: tuple[float, ...], step: float
+) -> None:
+    assert step_for(*timeouts) == step
 
 
 class Looked:
@@ -35,7 +46,7 @@ def is_stopped(reactor: Reactor) -> bool:
 
 
 def test_reactor_looks_when_it_was_asked_to_and_stops_behind_the_last() -> None:
-    reactor = Reactor(interval=0.04)
+    reactor = Reactor(step=0.01)
     early, late = Looked(reactor), Looked(reactor, 0.2, 0.1)
     reactor.watch(late, 0.1)
     reactor.watch(early, 0.05)
@@ -47,7 +58,7 @@ def test_reactor_looks_when_it_was_asked_to_and_stops_behind_the_last() -> None:
 
 
 def test_reactor_looks_sooner_but_never_later_than_it_was_asked_to() -> None:
-    reactor = Reactor(interval=0.04)
+    reactor = Reactor(step=0.01)
     sooner, other = Looked(reactor), Looked(reactor)
     reactor.watch(sooner, math.inf)
     reactor.watch(sooner, 0.05)
@@ -60,7 +71,7 @@ def test_reactor_looks_sooner_but_never_later_than_it_was_asked_to() -> None:
 
 
 def test_reactor_looks_at_nothing_that_was_forgotten() -> None:
-    reactor = Reactor(interval=0.04)
+    reactor = Reactor(step=0.01)
     first, second = Looked(reactor), Looked(reactor)
     reactor.watch(first, 0.03)
     reactor.watch(second, 0.05)
@@ -70,7 +81,7 @@ def test_reactor_looks_at_nothing_that_was_forgotten() -> None:
 
 
 def test_reactor_lets_the_loop_turn_between_many_looks() -> None:
-    reactor = Reactor(interval=0.04)
+    reactor = Reactor(step=0.01)
     many = [Looked(reactor) for _ in range(1000)]
     for looked in many:
         reactor.watch(looked, 0.02)

@@ -18,7 +18,7 @@ from gevent.hub import Hub, Waiter
 from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.speedups import Ready
 
-__all__ = ["Reactor", "Ticking"]
+__all__ = ["Reactor", "Ticking", "step_for"]
 
 _log = logging.getLogger("websocket")
 
@@ -29,6 +29,11 @@ _get_thread_id: Callable[[], int] = monkey.get_original("threading", "get_ident"
 _LOOKS = 200
 #: The longest that something is watched without a look, in seconds.
 _LONGEST = 60.0
+
+
+def step_for(*timeouts: float) -> float:
+    """A clock's step, in seconds, that is fine enough for these time-outs; 0 is none."""
+    return max(0.005, min([0.25, *(timeout / 16 for timeout in timeouts if timeout)]))
 
 
 def _keep_freed_memory() -> None:
@@ -60,12 +65,12 @@ class Ticking(Protocol):
 class Reactor:
     """One hub's loop, clock and workers. Made in the thread of the hub, after any fork.
 
-    `now` is the reactor's time in seconds: monotonic, a quarter of `interval` coarse, and
+    `now` is the reactor's time in seconds: monotonic, `step` seconds coarse, and
     **standing still while the loop is held up**, so that a callback that hogs the processor makes
     nobody else late. One timer serves all connections and runs only while there are any.
     """
 
-    def __init__(self, interval: float = 1.0) -> None:
+    def __init__(self, step: float = 0.25) -> None:
         _keep_freed_memory()
         self.hub: Hub = gevent.get_hub()
         self.loop = self.hub.loop
@@ -74,7 +79,7 @@ class Reactor:
         self.ready = None if Ready is None else Ready(self.pool)
         self.now = 0.0
         self._thread_id = _get_thread_id()
-        self._step = interval / 4
+        self._step = step
         #: What is watched, by the step of the clock at which it is looked at.
         self._slots: dict[int, set[Ticking]] = {}
         #: The last step that was; and what is due since then and has not been looked at.
@@ -160,7 +165,7 @@ class Reactor:
         waiter.get()
 
     def watch(self, ticking: Ticking, at: float) -> None:
-        """Call ``ticking.tick(now)`` at that time, or a quarter of `interval` later.
+        """Call ``ticking.tick(now)`` at that time, or a step of the clock later.
 
         Sooner, if it is watched already and due before that. What is far from due costs nothing:
         5,000 idle connections are looked at some hundred times a second, not 5,000 times.
