@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
+from random import Random
 
 __all__ = ["SIZES", "Cell", "echo_cells", "fanout_cells", "name_of_size", "write_payloads"]
 
@@ -32,15 +36,31 @@ def name_of_size(size: int) -> str:
 
 
 def write_payloads(folder: Path) -> None:
-    """JSON as an application sends it, of exactly the sizes of the compressed cells."""
+    """JSON as an application sends it, of exactly the sizes of the cells: each message another.
+
+    Sent again and again, one message alone would cost a peer next to nothing to compress that
+    keeps its window from message to message: it would find all of it there.
+    """
+    prose = " ".join(" ".join(topics.values()).split())
+    texts = itertools.cycle(re.findall(r"[A-Z][a-z]+(?:,? [a-z]+){3,20}\.", prose))
     for size in (128, 1024, 16384):
-        rows = [
-            {"id": 1000 + 7 * i, "user": f"user{i * i % 97}", "text": f"message {i} of the day"}
-            for i in range(size // 32)
-        ]
-        # A last field fills up what whole rows leave open.
-        text = json.dumps(rows)[: size - 10]
-        (folder / f"{size}.json").write_text(text + '", "x": 1]'[:10].ljust(10))
+        random = Random(size)
+        messages = [_json(size, texts, random) for _ in range(64)]
+        (folder / f"{size}.json").write_text("".join(messages))
+
+
+def _json(size: int, texts: Iterator[str], random: Random) -> str:
+    def row(text: str) -> dict[str, str | int]:
+        return {"id": random.getrandbits(32), "user": f"user{random.randrange(500)}", "text": text}
+
+    rows = [row("")]
+    while True:
+        more = row(next(texts))
+        missing = size - len(json.dumps(rows))
+        if len(json.dumps(more)) + 2 > missing:  # the first text fills up what whole rows leave
+            rows[0]["text"] = " ".join(itertools.islice(texts, 20))[:missing]
+            return json.dumps(rows)
+        rows.append(more)
 
 
 def echo_cells() -> list[Cell]:
@@ -56,7 +76,7 @@ def echo_cells() -> list[Cell]:
         cells.append(Cell(key, options, stretch=stretch))
     for connections, outstanding in itertools.product((1, 100), (1, 16)):
         key = _key("compressed", "1 KiB", connections, outstanding)
-        options = ("-f", "{build}/1024.json", "-z", *_counts(connections, outstanding))
+        options = (*_file(1024), "-z", *_counts(connections, outstanding))
         cells.append(Cell(key, options, is_deflate=True))
     return cells
 
@@ -68,7 +88,7 @@ def fanout_cells() -> list[Cell]:
         ("plain", "compressed"), (1000, 5000), (128, 16384)
     ):
         key = f"{form}, {name_of_size(size)}, {connections}"
-        options = ("-m", "fanout", "-f", f"{{build}}/{size}.json", "-n", str(connections))
+        options = ("-m", "fanout", *_file(size), "-n", str(connections))
         is_deflate = form == "compressed"
         cells.append(Cell(key, (*options, "-z") if is_deflate else options, is_deflate))
     return cells
@@ -76,6 +96,10 @@ def fanout_cells() -> list[Cell]:
 
 def _key(kind: str, size: str, connections: int, outstanding: int) -> str:
     return f"{kind}, {size}, {connections}, {outstanding}"
+
+
+def _file(size: int) -> tuple[str, ...]:
+    return ("-s", str(size), "-f", f"{{build}}/{size}.json")
 
 
 def _counts(connections: int, outstanding: int) -> tuple[str, ...]:

@@ -42,6 +42,10 @@ processor of their own where there are two. Every peer is set up as its own docu
 with a Flask application, a listener of three lines and every default on: keepalive, limits,
 time-outs, counters. *no extension* is the same with `WSMIDDLEWARE_SPEEDUPS=off`. The floor, an
 epoll loop in C over raw TCP, knows no WebSocket at all.
+
+What is compressed or goes to many is JSON: rows of numbers, names and English prose, each message
+another (zlib's usual level leaves a third of 16 KiB). One message again and again would flatter
+whoever keeps a window from message to message and finds the whole of it there.
 """
 
 

@@ -46,8 +46,9 @@ struct connection {
     int fd;
     enum state state;
     int wants_out;
-    /* Out: whole frames still to be sent, and how far into the current one we are. */
+    /* Out: whole frames still to be sent, which of the ring comes next, and how far it is out. */
     long pending;
+    int next;
     size_t offset;
     u64 sent_at[MAX_OUTSTANDING]; /* a ring: when each outstanding message was sent */
     int newest, oldest;
@@ -57,6 +58,7 @@ struct connection {
     int header_size, header_needs;
     u64 left, message_size;
     int is_final, is_deflated, opcode;
+    int due; /* which of the payloads must come next */
     char *response; /* while upgrading */
     size_t response_size;
     u8 *deflated; /* with -z and -v: the compressed message so far */
@@ -82,7 +84,7 @@ static void usage(void)
     fprintf(stderr,
             "usage: wsload -p PORT [options]\n"
             "  -m MODE   echo, fanout or connect      -n N      connections\n"
-            "  -s SIZE   payload in bytes             -f FILE   the payload itself\n"
+            "  -s SIZE   payload in bytes             -f FILE   payloads of SIZE each, sent in turn\n"
             "  -P N      outstanding per connection   -i S      or: one message each S seconds\n"
             "  -d S      measured time                -w S      time before it\n"
             "  -u PATH   of the channel               -r        raw TCP, no WebSocket\n"
@@ -193,76 +195,91 @@ static double own_seconds(void)
 
 /* -- the message ------------------------------------------------------------------------------- */
 
-static u8 *payload; /* what goes out and must come back */
-static u8 *frame;   /* its wire form, `copies` times: small frames go out in one write */
-static size_t frame_size;
-static int copies = 1;
+static u8 *payloads; /* what goes out and must come back, in turn: `kinds` of opt.size bytes each */
+static int kinds = 1;
+/* Their wire forms one behind the other: small frames go out in one write. That write may reach past
+ * the last, so that the first few stand there again. */
+static u8 *frames;
+static size_t *frame_at; /* where each of them begins, and where the last one ends */
+static int copies = 1;   /* frames in one write, at most */
 
-static void make_payload(void)
+static void make_payloads(void)
 {
     FILE *file = opt.file ? fopen(opt.file, "rb") : NULL;
     if (opt.file) {
-        if (!file || fseek(file, 0, SEEK_END) || (long)(opt.size = ftell(file)) < 0) {
+        long bytes;
+        if (!file || fseek(file, 0, SEEK_END) || (bytes = ftell(file)) < (long)opt.size) {
             perror(opt.file);
             exit(2);
         }
+        kinds = (int)(bytes / opt.size);
         rewind(file);
     }
-    payload = malloc(opt.size + 1);
-    for (size_t i = 0; i < opt.size; i++)
-        payload[i] = 'a' + (i * 7 + i / 26) % 26;
+    payloads = malloc(kinds * opt.size + 1);
+    for (size_t i = 0; i < kinds * opt.size; i++)
+        payloads[i] = 'a' + (i * 7 + i / 26) % 26;
     if (file) {
-        if (fread(payload, 1, opt.size, file) != opt.size)
+        if (fread(payloads, opt.size, kinds, file) != (size_t)kinds)
             exit(2);
         fclose(file);
     }
 }
 
-/* The payload as it goes out: compressed with the smallest window, which any server must accept. */
-static u8 *wire_payload(size_t *size)
+/* A payload as it goes out, into `out`: compressed with the smallest window, which any server must
+ * accept. */
+static size_t encode(u8 *plain, u8 *out, size_t room)
 {
 #ifdef HAVE_ZLIB
     if (opt.is_deflate) {
         z_stream z = {0};
-        u8 *out = malloc(opt.size + opt.size / 2 + 1024);
         deflateInit2(&z, 6, Z_DEFLATED, -9, 8, Z_DEFAULT_STRATEGY);
-        z.next_in = payload, z.avail_in = opt.size;
-        z.next_out = out, z.avail_out = opt.size + opt.size / 2 + 1024;
+        z.next_in = plain, z.avail_in = opt.size;
+        z.next_out = out, z.avail_out = room;
         deflate(&z, Z_SYNC_FLUSH);
-        *size = z.total_out - 4; /* RFC 7692, section 7.2.1: without 00 00 ff ff */
         deflateEnd(&z);
-        return out;
+        return z.total_out - 4; /* RFC 7692, section 7.2.1: without 00 00 ff ff */
     }
 #endif
-    *size = opt.size;
-    return payload;
+    (void)room;
+    memcpy(out, plain, opt.size);
+    return opt.size;
 }
 
-static void make_frame(void)
+static size_t make_frame(u8 *plain, u8 *out, u8 *body, size_t room)
 {
     static const u8 key[4] = {0x37, 0xfa, 0x21, 0x3d};
-    size_t size, h = 0;
-    u8 *body = wire_payload(&size);
-    copies = opt.outstanding > 1 && size < 32768 ? opt.outstanding : 1;
-    frame = malloc((size + 14) * copies);
+    size_t size = encode(plain, body, room), h = 0;
     if (!opt.is_raw) {
-        frame[h++] = 0x80 | (opt.is_deflate ? 0x40 : 0) | opt.opcode;
+        out[h++] = 0x80 | (opt.is_deflate ? 0x40 : 0) | opt.opcode;
         if (size < 126) {
-            frame[h++] = 0x80 | size;
+            out[h++] = 0x80 | size;
         } else {
             int bytes = size < 65536 ? 2 : 8;
-            frame[h++] = 0x80 | (bytes == 2 ? 126 : 127);
+            out[h++] = 0x80 | (bytes == 2 ? 126 : 127);
             while (bytes--)
-                frame[h++] = (u8)((u64)size >> (8 * bytes));
+                out[h++] = (u8)((u64)size >> (8 * bytes));
         }
-        memcpy(frame + h, key, 4);
+        memcpy(out + h, key, 4);
         h += 4;
     }
     for (size_t i = 0; i < size; i++)
-        frame[h + i] = opt.is_raw ? body[i] : body[i] ^ key[i & 3];
-    frame_size = h + size;
-    for (int i = 1; i < copies; i++)
-        memcpy(frame + i * frame_size, frame, frame_size);
+        out[h + i] = opt.is_raw ? body[i] : body[i] ^ key[i & 3];
+    return h + size;
+}
+
+static void make_frames(void)
+{
+    size_t room = opt.size + opt.size / 2 + 1024, end = 0;
+    u8 *body = malloc(room);
+    copies = opt.size < 32768 ? opt.outstanding : 1;
+    frames = malloc((kinds + copies) * (room + 14));
+    frame_at = malloc((kinds + copies + 1) * sizeof *frame_at);
+    for (int i = 0; i < kinds + copies; i++) {
+        frame_at[i] = end;
+        end += make_frame(payloads + i % kinds * opt.size, frames + end, body, room);
+    }
+    frame_at[kinds + copies] = end;
+    free(body);
 }
 
 /* -- a connection, out ------------------------------------------------------------------------- */
@@ -302,8 +319,9 @@ static void flush(struct connection *c)
 {
     while (c->pending > 0) {
         long count = c->offset ? 1 : c->pending < copies ? c->pending : copies;
-        ssize_t sent = send(c->fd, frame + c->offset, count * frame_size - c->offset,
-                            MSG_DONTWAIT | MSG_NOSIGNAL);
+        size_t at = frame_at[c->next] + c->offset;
+        ssize_t sent =
+            send(c->fd, frames + at, frame_at[c->next + count] - at, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent < 0) {
             if (errno == EAGAIN || errno == EINTR)
                 want_out(c, 1);
@@ -311,9 +329,12 @@ static void flush(struct connection *c)
                 fail(c, "send");
             return;
         }
-        size_t end = c->offset + sent;
-        c->pending -= end / frame_size;
-        c->offset = end % frame_size;
+        for (at += sent; count && frame_at[c->next + 1] <= at; count--) {
+            c->pending--;
+            c->next++;
+        }
+        c->offset = at - frame_at[c->next];
+        c->next %= kinds;
     }
     want_out(c, 0);
 }
@@ -331,6 +352,11 @@ static void send_messages(struct connection *c, int count)
 
 /* -- a connection, in -------------------------------------------------------------------------- */
 
+static u8 *expected(struct connection *c)
+{
+    return payloads + c->due * opt.size;
+}
+
 static int is_measuring;
 static u64 messages;                       /* that came back, measured */
 static u64 round_missing, round_last_at;   /* fan-out: deliveries of this message still missing */
@@ -340,6 +366,7 @@ static int end_message(struct connection *c)
     if (!opt.is_raw && !c->is_deflated && c->message_size != opt.size)
         return fail(c, "wrong length");
     messages += is_measuring;
+    c->due = (c->due + 1) % kinds;
     if (opt.is_fanout) {
         if (round_missing && !--round_missing)
             round_last_at = now();
@@ -366,7 +393,7 @@ static int inflate_message(struct connection *c)
     z->next_in = c->deflated, z->avail_in = c->message_size + 4;
     z->next_out = plain, z->avail_out = opt.size + 1;
     inflate(z, Z_SYNC_FLUSH);
-    if (opt.size + 1 - z->avail_out != opt.size || memcmp(plain, payload, opt.size))
+    if (opt.size + 1 - z->avail_out != opt.size || memcmp(plain, expected(c), opt.size))
         return fail(c, "compressed payload differs");
 #endif
     return 0;
@@ -408,7 +435,7 @@ static int take_payload(struct connection *c, const u8 *data, size_t size)
         memcpy(c->deflated + c->message_size, data, size);
     } else if (opt.is_verifying &&
                (c->message_size + size > opt.size ||
-                memcmp(data, payload + c->message_size, size))) {
+                memcmp(data, expected(c) + c->message_size, size))) {
         return fail(c, "payload differs");
     }
     c->message_size += size;
@@ -457,7 +484,7 @@ static int parse_raw(struct connection *c, const u8 *data, size_t size)
     int count = 0;
     while (size) {
         size_t part = c->left < size ? c->left : size;
-        if (opt.is_verifying && memcmp(data, payload + opt.size - c->left, part))
+        if (opt.is_verifying && memcmp(data, expected(c) + opt.size - c->left, part))
             return fail(c, "payload differs");
         c->left -= part, data += part, size -= part;
         if (!c->left) {
@@ -817,8 +844,8 @@ int main(int argc, char **argv)
     total = opt.connections + opt.is_fanout;
     /* Whatever happens, it ends. */
     alarm((unsigned)(opt.limit * 2 + opt.seconds + opt.warm_up + opt.hold + 30));
-    make_payload();
-    make_frame();
+    make_payloads();
+    make_frames();
     connections = calloc(total, sizeof *connections);
     poll_fd = epoll_create1(0);
     return !strcmp(opt.mode, "connect") ? run_connect() : run_load();
