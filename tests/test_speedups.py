@@ -38,13 +38,16 @@ TEXT, BINARY = 1, 2
 class Connection:
     """What the extension asks of a connection and of what belongs to it; notes what it is told."""
 
+    # Slots where the extension looks for them.
+    __slots__ = ("__dict__", "__weakref__", "_ending", "_is_paused", "_worker", "size", "stream")
+
     pool: Any
-    _is_paused = False
-    _ending: object = None
-    _worker: object = None
 
     def __init__(self, fd: int, max_size: int = MAX_SIZE, window_bits: int = 0) -> None:
         assert speedups.Stream
+        self._is_paused = False
+        self._ending: object = None
+        self._worker: object = None
         self.connection = self.outbox = self.pool = self
         self.stream: Any = speedups.Stream(fd, max_size, MARK, 0.005, window_bits)
         self.inbox: list[str | bytes] = []
@@ -118,6 +121,18 @@ class Worker:
 
     def forget_locals(self) -> None:
         vars(self).clear()
+
+
+class Plain:
+    """Something whose `stream` lies in no slot."""
+
+    stream = None
+
+
+class Unset:
+    """Something whose `stream` was never set."""
+
+    __slots__ = ("stream",)
 
 
 class Link:
@@ -641,7 +656,10 @@ def test_stream_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) 
     connection, big = link.connection, "x" * 20_000
 
     class Outbox:
-        size = 0
+        __slots__ = ("size",)
+
+        def __init__(self) -> None:
+            self.size = 0
 
         def write(self, wire: Any) -> None:
             connection.taken.append(wire)
@@ -694,6 +712,10 @@ def test_stream_and_deliver_refuse_other_arguments(link: Link) -> None:
         speedups.deliver((), PREPARED)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         speedups.deliver([1], PREPARED)
+    with pytest.raises(TypeError, match=r"Plain\.stream must be a slot"):
+        speedups.deliver([Plain()], PREPARED)
+    with pytest.raises(AttributeError, match=r"Unset\.stream is not set"):
+        speedups.deliver([Unset()], PREPARED)
     with pytest.raises(AttributeError):
         speedups.deliver([link.connection], "message")  # type: ignore[arg-type]
 

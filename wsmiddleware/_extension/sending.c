@@ -57,10 +57,8 @@ static PyObject *make_rest(const unsigned char *header, size_t header_size, size
 /* Bytes that wait in the outbox; -1 with an exception. */
 static Py_ssize_t get_waiting(PyObject *outbox)
 {
-    PyObject *size = PyObject_GetAttr(outbox, names.size);
-    Py_ssize_t waiting = size ? PyLong_AsSsize_t(size) : -1;
-    Py_XDECREF(size);
-    return waiting;
+    PyObject *size = get_slot(&slots.size, outbox);
+    return size ? PyLong_AsSsize_t(size) : -1;
 }
 
 /* Room for pending replies, up to 128 KiB, kept for whoever comes next: a tenth of sixteen echoes
@@ -242,11 +240,12 @@ static int deliver_by(Stream *self, PyObject *prepared, PyObject **wires)
 
 static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
 {
-    PyObject *stream = PyObject_GetAttr(member, names.stream);
-    int result = !stream                              ? -1
-                 : !Py_IS_TYPE(stream, &stream_type) ? 0
-                                                      : deliver_by((Stream *)stream, prepared, wires);
-    Py_XDECREF(stream);
+    PyObject *stream = get_slot(&slots.stream, member);
+    if (!stream || !Py_IS_TYPE(stream, &stream_type))
+        return stream ? 0 : -1;
+    Py_INCREF(stream);
+    int result = deliver_by((Stream *)stream, prepared, wires);
+    Py_DECREF(stream);
     return result;
 }
 

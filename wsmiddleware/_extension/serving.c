@@ -7,6 +7,8 @@
 static PyObject *PyErr_GetRaisedException(void)
 {
     PyObject *type, *exception, *traceback;
+    if (!PyErr_Occurred())
+        return NULL;
     PyErr_Fetch(&type, &exception, &traceback);
     PyErr_NormalizeException(&type, &exception, &traceback);
     if (traceback)
@@ -33,7 +35,7 @@ static double now(void)
 static int set_deadline(const Stream *self, PyObject *worker, double timeout)
 {
     PyObject *ends = PyFloat_FromDouble(self->ready->now + timeout);
-    int result = ends ? PyObject_SetAttr(worker, names.deadline, ends) : -1;
+    int result = ends ? set_slot(&slots.deadline, worker, ends) : -1;
     Py_XDECREF(ends);
     return result;
 }
@@ -78,7 +80,7 @@ static int serve_one(Stream *self, PyObject *message, PyObject *worker)
 /* Take messages off the end of what is due, until none is left or their turn is over. */
 static int serve(Stream *self, PyObject *worker)
 {
-    PyObject *due = self->due, *links = PyObject_GetAttr(worker, names.links);
+    PyObject *due = self->due, *links = Py_XNewRef(get_slot(&slots.links, worker));
     PyObject *locals = links ? PyObject_GenericGetDict(worker, NULL) : NULL;
     int result = -1;
     if (!locals || set_deadline(self, worker, self->timeout) < 0 || PyContext_Enter(self->context) < 0)
@@ -123,20 +125,18 @@ PyObject *Stream_serve(Stream *self, PyObject *worker)
     return serve(self, worker) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* 0 where an attribute is `None` or `False`, else 1; -1 with an exception. */
-static int is_true(PyObject *object, PyObject *name)
+/* 0 where a slot has `None` or `False`, else 1; -1 with an exception. */
+static int is_true(Slot *slot, PyObject *object)
 {
-    PyObject *value = PyObject_GetAttr(object, name);
-    int result = value ? value != Py_None && value != Py_False : -1;
-    Py_XDECREF(value);
-    return result;
+    PyObject *value = get_slot(slot, object);
+    return value ? value != Py_None && value != Py_False : -1;
 }
 
 /* 1 when what is to be done is for `Connection._run`: it is paused, or at its end. */
 static int is_special(const Stream *self)
 {
-    int result = self->is_open ? is_true(self->connection, names.is_paused) : 1;
-    return result ? result : is_true(self->connection, names.ending);
+    int result = self->is_open ? is_true(&slots.is_paused, self->connection) : 1;
+    return result ? result : is_true(&slots.ending, self->connection);
 }
 
 /* What has come is due now, the first of it last. */
@@ -155,14 +155,14 @@ static int run(Stream *self, PyObject *worker)
 {
     int result = !self->member || PyList_GET_SIZE(self->due) ? 1 : is_special(self);
     if (result == 0)
-        result = is_true(self->connection, names.worker);
+        result = is_true(&slots.worker, self->connection);
     if (result != 0)
         return result;
-    if (PyObject_SetAttr(self->connection, names.worker, worker) < 0)
+    if (set_slot(&slots.worker, self->connection, worker) < 0)
         return -1;
     result = make_due(self) < 0 ? -1 : serve(self, worker);
     PyObject *exception = PyErr_GetRaisedException();
-    if (PyObject_SetAttr(self->connection, names.worker, Py_None) < 0)
+    if (set_slot(&slots.worker, self->connection, Py_None) < 0)
         result = -1;
     if (exception)
         PyErr_SetRaisedException(exception);
@@ -230,7 +230,7 @@ PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords)
 /* See to it that somebody runs what has come. */
 static int make_ready(Stream *self)
 {
-    int is_running = is_true(self->connection, names.worker);
+    int is_running = is_true(&slots.worker, self->connection);
     if (is_running)
         return is_running < 0 ? -1 : call(self->connection, names.pause, NULL);
     if (self->is_ready)
