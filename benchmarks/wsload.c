@@ -752,6 +752,8 @@ static int run_load(void)
             cpu = server_ns();
             own = own_seconds();
             begin = now();
+            end = begin + (u64)(opt.seconds * 1e9); /* a round before may have taken longer */
+            deadline = end + 20000000000ull;
         }
         if (is_measuring && is_between && t >= end)
             break;

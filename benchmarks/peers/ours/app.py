@@ -28,7 +28,9 @@ class Turns:
         self.longest = 0.0
         self._began = time.perf_counter()
         loop = gevent.get_hub().loop
-        self._watchers = [loop.check(), loop.prepare()]
+        # The first and the last of a turn: gevent runs its callbacks, slices of broadcasts among
+        # them, in a watcher of the kind of the second one.
+        self._watchers = [loop.check(priority=2), loop.prepare(priority=-2)]
         self._watchers[0].start(self._begin)
         self._watchers[1].start(self._end)
 
