@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Deliveries"]
 
-#: Clients that a broadcast reaches before the loop gets its turn: about 2 ms.
-_SLICE = 400
+#: Clients that a broadcast reaches before the loop gets its turn: 2 to 3 ms.
+_SLICE = 250
 
 
 class _Delivery:
