@@ -11,26 +11,31 @@ with our handler.
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import logging
 import os
 import signal
 import ssl
+import sys
 import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 import gevent
 from gevent import pywsgi
-from gevent.event import AsyncResult
-from gevent.pool import Pool
+from gevent.event import AsyncResult, Event
+from greenlet import GreenletExit
 
 from wsmiddleware import info
 from wsmiddleware.handler import WebSocketHandler, stop_reading
+from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.net.turnstile import Turnstile
 from wsmiddleware.protocol.frames import CloseCode
 
 __all__ = [
+    "Handlers",
     "WSGIServer",
     "drain",
     "freeze_heap",
@@ -57,8 +62,58 @@ _ACCEPT_NEWS = 60.0
 _INTERRUPTED = 128 + signal.SIGINT
 
 
+class Handlers:
+    """Runs a server's handlers in reused greenlets, each in a context of its own.
+
+    One greenlet for each accepted connection, as gevent has it, is a seventh of a connect.
+    """
+
+    def __init__(self) -> None:
+        self._hub = gevent.get_hub()
+        self._pool = WorkerPool(self._hub)
+        self._running = 0
+        self._ended = Event()
+        self._ended.set()
+        self._is_closed = False
+
+    def spawn(self, function: Callable[..., object], *args: object) -> None:
+        """Call `function` soon. From any greenlet of the hub's thread; never blocks."""
+        self._running += 1
+        self._ended.clear()
+        self._pool.submit(functools.partial(self._run, function, args))
+
+    def join(self, timeout: float | None = None) -> None:
+        """Block until no handler runs, `timeout` seconds at most."""
+        self._ended.wait(timeout)
+
+    def close(self) -> None:
+        """Keep no greenlets: those that idle end now, the others with their handlers. Hub only."""
+        self._is_closed = True
+        self._hub.loop.run_callback(self._pool.dismiss)
+
+    def _run(
+        self, function: Callable[..., object], args: tuple[object, ...], worker: Worker
+    ) -> None:
+        try:
+            Context().run(function, *args)
+        except GreenletExit:
+            pass  # killed, as any greenlet may be
+        except BaseException:
+            self._hub.handle_error(function, *sys.exc_info())
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._ended.set()
+            if self._is_closed:
+                self._hub.loop.run_callback(self._pool.dismiss)
+
+
 class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
-    """gevent's server with our handler: connections outlive their handler, under TLS as well."""
+    """gevent's server with our handler: connections outlive their handler, under TLS as well.
+
+    Unless `spawn` says otherwise, requests run in greenlets that are reused for other connections:
+    ``gevent.getcurrent()`` is a plain greenlet there, no ``gevent.Greenlet``.
+    """
 
     handler_class = WebSocketHandler
 
@@ -77,12 +132,28 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
     #: Called at each request, when given.
     on_request: Callable[[], None] | None = None
 
+    #: What runs the handlers, unless `spawn` was given.
+    handlers: Handlers | None = None
+
     def __init__(self, *args: Any, **options: Any) -> None:
         self.clients: dict[Any, Any] = {}
         self.idle_handlers: set[WebSocketHandler] = set()
         self.turnstile = Turnstile(_REQUESTS_PER_TURN)
         self._last_without_room = -_ACCEPT_NEWS
         super().__init__(*args, **options)
+
+    def set_spawn(self, spawn: Any) -> None:
+        """Choose what runs the handlers, as gevent's; called by the constructor."""
+        if spawn == "default":
+            self.handlers = Handlers()
+            spawn = self.handlers.spawn
+        super().set_spawn(spawn)
+
+    def close(self) -> None:
+        """Accept nothing more."""
+        super().close()
+        if self.handlers is not None:
+            self.handlers.close()
 
     def do_read(self) -> Any:
         """Accept one connection; None when there is none, or no room for it. Hub only."""
@@ -164,8 +235,9 @@ def drain(server: WSGIServer, code: CloseCode, timeout: float) -> None:
     server.start_draining()
     info.shutdown(code, timeout)
     server.release_websockets()
-    if server.pool is not None:
-        server.pool.join(max(0.1, deadline - time.monotonic()))
+    handlers = server.handlers if server.pool is None else server.pool
+    if handlers is not None:
+        handlers.join(max(0.1, deadline - time.monotonic()))
 
 
 def grace_period() -> float:
@@ -202,8 +274,6 @@ def serve(
     stopping = AsyncResult() if stopping is None else stopping
     if server.handshake_timeout is None:
         server.handshake_timeout = handshake_timeout()
-    if server.pool is None:
-        server.set_spawn(Pool())
     server.start()
     previous = {
         # Not gevent's own: they wait for the loop, which a callback that never yields holds up.

@@ -1,4 +1,4 @@
-"""The greenlets that run callbacks, reused from one connection to the next.
+"""The greenlets that run callbacks and requests, reused from one connection to the next.
 
 A fresh greenlet costs 8-10 µs, a reused one 0.2 µs. What must not outlive a callback is therefore
 cleared by hand (`Worker.rest`), and what still comes for one that has ended is ignored.
