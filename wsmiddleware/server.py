@@ -87,7 +87,10 @@ class Handlers:
         self._ended.wait(timeout)
 
     def close(self) -> None:
-        """Keep no greenlets: those that idle end now, the others with their handlers. Hub only."""
+        """Keep no greenlets: those that idle end soon, the others with their handlers.
+
+        From any greenlet of the hub's thread; never blocks.
+        """
         self._is_closed = True
         self._hub.loop.run_callback(self._pool.dismiss)
 
