@@ -249,6 +249,32 @@ static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
     return result;
 }
 
+/* Have the processor fetch what is not in its caches. */
+static void fetch(const void *from, size_t size)
+{
+    for (size_t i = 0; i < size; i += 64)
+        __builtin_prefetch((const char *)from + i, 1);
+}
+
+static Stream *peek_stream(PyObject *members, Py_ssize_t i)
+{
+    if (i >= PyList_GET_SIZE(members))
+        return NULL;
+    return (Stream *)peek_slot(&slots.stream, PyList_GET_ITEM(members, i));
+}
+
+/* Of thousands of members nothing is in the caches when their turn comes. It is fetched while the
+ * system sends to those before them: a fifteenth of a delivery to 5,000. */
+static void fetch_ahead(PyObject *members, Py_ssize_t i)
+{
+    Stream *stream = peek_stream(members, i + 2);
+    if (stream)
+        fetch(stream, 128);
+    stream = peek_stream(members, i + 1);
+    if (stream && Py_IS_TYPE(stream, &stream_type) && stream->outbox)
+        fetch(stream->outbox, 128);
+}
+
 PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
@@ -259,6 +285,7 @@ PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *others = PyList_New(0), *wires[FORMS] = {NULL};
     for (Py_ssize_t i = 0; others && i < PyList_GET_SIZE(args[0]); i++) {
         PyObject *member = Py_NewRef(PyList_GET_ITEM(args[0], i));
+        fetch_ahead(args[0], i);
         int result = deliver_to(member, args[1], wires);
         if (result < 0 || (result == 0 && PyList_Append(others, member) < 0))
             Py_CLEAR(others);

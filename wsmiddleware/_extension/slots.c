@@ -40,6 +40,12 @@ PyObject *get_slot(Slot *slot, PyObject *object)
     return at ? *at : NULL;
 }
 
+/* Borrowed; NULL where there is nothing, or no such slot: raises nothing. */
+PyObject *peek_slot(const Slot *slot, PyObject *object)
+{
+    return Py_IS_TYPE(object, slot->type) ? *(PyObject **)((char *)object + slot->offset) : NULL;
+}
+
 int set_slot(Slot *slot, PyObject *object, PyObject *value)
 {
     PyObject **at = place(slot, object);

@@ -52,27 +52,28 @@ typedef struct {
 
 struct Stream {
     PyObject_HEAD
+    /* What a broadcast looks at, in the first 128 bytes: `fetch_ahead`. */
     int fd;
-    char is_open;      /* the connection's state, as must be known before something is sent */
-    char is_engines;   /* the engine is in the middle of something: what comes is for it */
-    char is_ready;     /* waits for a worker, and `next` behind it */
+    char is_open;    /* the connection's state, as must be known before something is sent */
+    char is_engines; /* the engine is in the middle of something: what comes is for it */
+    char is_ready;   /* waits for a worker, and `next` behind it */
+    char is_flush_due; /* the hub has been asked to send `pending` when it gets a turn */
+    int window_bits; /* of the agreed compression, 0 without one: then `encode` makes the frames */
+    unsigned char *pending; /* replies that share a write: frames, while nothing waits in the outbox */
+    PyObject *outbox;
+    Ready *ready;
+    unsigned long long bytes_received, bytes_sent;
     double last_received, last_message; /* when something has come, a message come or gone */
+    size_t pending_size, pending_room;
     Py_ssize_t max_size, mark;
     double turn, timeout;
-    int window_bits; /* of the agreed compression, 0 without one: then `encode` makes the frames */
-    unsigned long long bytes_received, bytes_sent;
-    /* From `start` to `stop`: the connection, its lists of messages, and those of others that each
-     * message needs. */
-    PyObject *connection, *inbox, *due, *outbox;
-    Ready *ready;
+    /* From `start` to `stop`, as are `outbox` and `ready`: the connection, its lists of messages, and
+     * those of others that each message needs. */
+    PyObject *connection, *inbox, *due;
     Stream *next;
     Counts *counts;
     /* From `serve_for` to `stop`; without it, Python calls the callbacks. */
     PyObject *member, *listener, *client, *context, *text_name, *binary_name;
-    /* Replies that share a write: frames, while nothing waits in the outbox. */
-    unsigned char *pending;
-    size_t pending_size, pending_room;
-    char is_flush_due; /* the hub has been asked to send them when it gets a turn */
     /* A header, or a small binary frame, that is not complete: its bytes as they came. */
     unsigned char *kept;
     size_t kept_size;
@@ -132,6 +133,7 @@ extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;
 
 /* slots.c */
 PyObject *get_slot(Slot *slot, PyObject *object);
+PyObject *peek_slot(const Slot *slot, PyObject *object);
 int set_slot(Slot *slot, PyObject *object, PyObject *value);
 
 /* reading.c */
