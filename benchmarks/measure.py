@@ -65,9 +65,9 @@ class Measurement:
         """All of them in each repetition."""
         return [peer for turn in range(self._repetitions) for peer in _rotated(peers, turn)]
 
-    def _time(self, stretch: int = 1) -> tuple[str, ...]:
+    def _time(self, stretch: int = 1, warm_up: float = 0.0) -> tuple[str, ...]:
         seconds = self._seconds * stretch
-        return ("-d", str(seconds), "-w", str(seconds / 4))
+        return ("-d", str(seconds), "-w", str(max(seconds / 4, warm_up)))
 
     def _options(self, cell: Cell) -> tuple[str, ...]:
         return tuple(word.format(build=self._build) for word in cell.options)
@@ -97,7 +97,7 @@ class Measurement:
                         "-u",
                         f"/ws/{group}",
                         *self._options(cell),
-                        *self._time(cell.stretch),
+                        *self._time(cell.stretch, cell.warm_up),
                     )
                     self._add(group, cell.key, peer, load.run(self._build, server, options))
                     server.settle()
