@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from wsmiddleware.protocol.deflate import OFFER, Deflate, Inflater, agree, compress, negotiate
+from wsmiddleware.protocol.deflate import (
+    OFFER,
+    Deflate,
+    Inflater,
+    agree,
+    compress,
+    decompress,
+    negotiate,
+)
 from wsmiddleware.protocol.frames import ProtocolViolation
 
 RESPONSE = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
@@ -206,3 +217,43 @@ def test_inflater_makes_no_more_than_the_limit_of_a_bomb() -> None:
 def test_inflater_refuses_output_that_only_the_tail_brings_out(wire: bytes, limit: int) -> None:
     # A stored block cut off before its last four bytes: the tail becomes its content.
     assert failure(wire, limit=limit) == 1009
+
+
+def outcome(read: Callable[[], bytes]) -> bytes | tuple[int, str]:
+    try:
+        return read()
+    except ProtocolViolation as exc:
+        return int(exc.code), exc.reason
+
+
+@st.composite
+def wires(draw: st.DrawFn) -> bytes:
+    """Blocks of all kinds, some of them final, cut off or with a byte that is another."""
+    deflater = zlib.compressobj(draw(st.integers(0, 9)), wbits=-15)
+    wire = b""
+    for payload in draw(st.lists(st.binary(max_size=40), max_size=4)):
+        wire += deflater.compress(payload * 3) + deflater.flush(zlib.Z_SYNC_FLUSH)
+        if draw(st.booleans()):
+            wire += deflater.flush(zlib.Z_FINISH)
+            deflater = zlib.compressobj(wbits=-15)
+    end = draw(st.sampled_from([len(wire), len(wire) - 4, draw(st.integers(0, len(wire)))]))
+    broken = bytearray(wire[: max(0, end)])
+    if broken and draw(st.booleans()):
+        broken[draw(st.integers(0, len(broken) - 1))] = draw(st.integers(0, 255))
+    return bytes(broken)
+
+
+@given(wires(), st.integers(0, 500))
+@example(b"", 0)
+@example(b"\xf3\x48\xcd\xc9\xc9\x07\x00", 5)
+@example(b"\x00\x04\x00\xfb\xff", 4)
+@example(b"\x00\x04\x00\xfb\xff", 3)
+def test_decompress_gives_what_inflater_gives(wire: bytes, limit: int) -> None:
+    whole = outcome(lambda: decompress(wire, limit))
+    assert whole == outcome(lambda: Inflater().feed(wire, True, limit))
+
+
+def test_decompress_gives_message_of_just_the_limit() -> None:
+    wire = compress(bytes(1000), 15) or b""
+    assert decompress(wire, 1000) == bytes(1000)
+    assert outcome(lambda: decompress(wire, 999)) == (1009, "message too big")
