@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Any
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from wsmiddleware import speedups
 from wsmiddleware.metrics import Metrics
+from wsmiddleware.protocol.deflate import Deflate, compress
 from wsmiddleware.protocol.engine import Close, Engine, Event, Fail, Ping
 from wsmiddleware.protocol.frames import encode_frame
 from wsmiddleware.protocol.prepared import PreparedMessage
@@ -82,6 +84,9 @@ class Connection:
     def lost(self, exc: OSError | None) -> None:
         self.calls.append(("lost", exc))
 
+    def broken(self, exc: BaseException) -> None:
+        self.calls.append(("broken", exc))
+
     def _receive(self, rest: bytes) -> None:
         self.calls.append(("receive", rest))
 
@@ -135,6 +140,19 @@ class Unset:
     __slots__ = ("stream",)
 
 
+def make_engine(max_size: int, window_bits: int) -> Engine:
+    """The engine of a connection on which that was agreed."""
+    return Engine(max_message_size=max_size, deflate=Deflate(window_bits) if window_bits else None)
+
+
+def receive_all(engine: Engine, data: bytes) -> list[Event]:
+    """What comes of `data`, in however many turns."""
+    events = engine.receive(data, 1 << 20)
+    while engine.more:
+        events += engine.receive(b"", 1 << 20)
+    return events
+
+
 class Link:
     """A stream, its socket's other end, and the engine that gets what the stream leaves."""
 
@@ -145,7 +163,7 @@ class Link:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.connection = Connection(self.near.fileno(), max_size, window_bits)
         self.stream = self.connection.stream
-        self.engine = Engine(max_message_size=max_size)
+        self.engine = make_engine(max_size, window_bits)
         self.has_left = False
 
     def read(self) -> tuple[list[str | bytes], bytes | None]:
@@ -159,7 +177,7 @@ class Link:
     def receive(self, data: bytes) -> list[Event]:
         """What comes of `data`, through the stream while that takes it, then by the engine."""
         if self.has_left:
-            return self.engine.receive(data, 1 << 20)
+            return receive_all(self.engine, data)
         self.far.sendall(data)
         before = self.stream.bytes_received
         events: list[Event] = []
@@ -168,7 +186,7 @@ class Link:
             events += messages
             if rest is not None:
                 self.has_left = True
-                return events + self.engine.receive(rest + self._unread(), 1 << 20)
+                return events + receive_all(self.engine, rest + self._unread())
         return events
 
     def come(self, *messages: str | bytes) -> None:
@@ -208,6 +226,11 @@ def link() -> Iterator[Link]:
 def masked(opcode: int, payload: bytes, **options: Any) -> bytes:
     """A client's frame."""
     return encode_frame(opcode, payload, masked=True, **options)
+
+
+def deflated(opcode: int, payload: bytes, **options: Any) -> bytes:
+    """A client's frame of a message that compression makes shorter."""
+    return masked(opcode, compress(payload, 15) or b"", rsv1=True, **options)
 
 
 # Reading
@@ -277,6 +300,115 @@ def test_stream_leaves_the_rest_to_the_engine(link: Link, wire: bytes, event: Ev
     events = link.receive(masked(TEXT, b"before") + wire)
     assert events == ["before"] + [event] * (event is not None)
     assert link.has_left == (event is not None)
+
+
+@pytest.fixture
+def deflate_link() -> Iterator[Link]:
+    found = Link(window_bits=15)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+def test_stream_reads_compressed_messages(deflate_link: Link, step: int) -> None:
+    text, data = "grüße, 世界 🎉 " * 20, bytes(1000)
+    wire = deflated(TEXT, text.encode()) + masked(TEXT, b"plain") + deflated(BINARY, data) * 2
+    pieces = [wire[start : start + step] for start in range(0, len(wire), step)]
+    events = [event for piece in pieces for event in deflate_link.receive(piece)]
+    assert events == [text, "plain", data, data]
+    assert not deflate_link.has_left
+
+
+@pytest.mark.parametrize(
+    ("wire", "event"),
+    [
+        (masked(TEXT, b"\xff\xff", rsv1=True), Fail(1007, "invalid compressed data")),
+        (deflated(TEXT, b"\xff" * 100), Fail(1007, "invalid UTF-8")),
+        (deflated(BINARY, bytes(MAX_SIZE + 1)), Fail(1009, "message too big")),
+        (masked(0, b"x", rsv1=True), Fail(1002, "reserved bits set")),
+    ],
+)
+def test_stream_leaves_a_bad_compressed_frame_to_the_engine(
+    deflate_link: Link, wire: bytes, event: Event
+) -> None:
+    assert deflate_link.receive(deflated(TEXT, b"x" * 99) + wire) == ["x" * 99, event]
+    assert deflate_link.has_left
+
+
+def test_stream_leaves_large_compressed_message_in_pieces_to_the_engine(deflate_link: Link) -> None:
+    data = os.urandom(40_000) + bytes(40_000)
+    wire = deflated(BINARY, data)
+    assert deflate_link.receive(wire[:20_000]) + deflate_link.receive(wire[20_000:]) == [data]
+    assert deflate_link.has_left
+
+
+def test_stream_makes_no_more_of_compressed_messages_than_a_bound(deflate_link: Link) -> None:
+    deflate_link.far.sendall(deflated(BINARY, bytes(MAX_SIZE)) * 100)
+    messages, rest = deflate_link.read()
+    assert messages == [bytes(MAX_SIZE)] * 2
+    assert rest
+    assert len(deflate_link.engine.receive(rest)) == 2
+    assert deflate_link.engine.more
+
+
+def test_stream_takes_nothing_that_is_closed_while_a_message_is_inflated(
+    deflate_link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, stream = deflate_link.connection, deflate_link.stream
+
+    class Late:
+        def __del__(self) -> None:  # as the collector may run it just then
+            stream.is_open = False
+            connection.inbox.clear()
+
+    class Reader:
+        def __init__(self, wbits: int) -> None:
+            self.late = [Late()]
+            self.stream = decompressobj(wbits)
+
+        def decompress(self, *args: Any) -> bytes:
+            self.late.clear()
+            return self.stream.decompress(*args)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.stream, name)
+
+    decompressobj = zlib.decompressobj
+    connection.inbox.append("before")
+    monkeypatch.setattr(zlib, "decompressobj", Reader)
+    deflate_link.far.sendall(masked(TEXT, b"a") + deflated(TEXT, b"b" * 99) + masked(8, b""))
+    stream.receive()
+    assert connection.inbox == []
+    ((word, rest),) = connection.calls
+    assert (word, Engine().receive(rest)) == ("receive", [Close(1005, "")])  # type: ignore[arg-type]
+
+
+def test_stream_that_is_stopped_while_a_message_is_inflated_does_no_more(
+    deflate_link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(wbits: int) -> Any:
+        deflate_link.stream.stop()
+        return decompressobj(wbits)
+
+    decompressobj = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", stop)
+    deflate_link.far.sendall(deflated(TEXT, b"b" * 99) + masked(9, b""))
+    deflate_link.stream.receive()
+    assert deflate_link.connection.calls == []
+
+
+def test_ctrl_c_while_a_message_is_inflated_ends_the_connection_and_goes_on(
+    deflate_link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(wbits: int) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zlib, "decompressobj", interrupt)
+    deflate_link.far.sendall(deflated(TEXT, b"b" * 99))
+    with pytest.raises(KeyboardInterrupt):
+        deflate_link.stream.receive()
+    ((word, exc),) = deflate_link.connection.calls
+    assert (word, type(exc)) == ("broken", KeyboardInterrupt)
 
 
 def test_stream_reads_at_most_so_many_frames_at_once(link: Link) -> None:
@@ -359,20 +491,29 @@ FRAMES = st.one_of(
     st.builds(masked, st.just(BINARY), st.integers(0, 40_000).map(bytes)),
     st.builds(masked, st.integers(0, 15), st.binary(max_size=130), fin=st.booleans()),
     st.builds(masked, st.just(TEXT), st.binary(max_size=20)),
+    st.builds(deflated, st.integers(0, 2), st.integers(20, 400_000).map(bytes), fin=st.booleans()),
+    st.builds(deflated, st.just(TEXT), st.text("xüß世", min_size=30).map(str.encode)),
+    st.builds(masked, st.sampled_from([TEXT, BINARY]), st.binary(max_size=9), rsv1=st.just(True)),
     st.binary(max_size=20),
 )
 
 
-@given(frames=st.lists(FRAMES, max_size=8), cuts=st.lists(st.integers(0, 100_000), max_size=8))
-@example(frames=[masked(TEXT, b"x" * 40_000), b"\x81"], cuts=[30_000])
-def test_stream_and_engine_take_the_same(frames: list[bytes], cuts: list[int]) -> None:
-    wire, link = b"".join(frames), Link()
+@given(
+    frames=st.lists(FRAMES, max_size=8),
+    cuts=st.lists(st.integers(0, 100_000), max_size=8),
+    window_bits=st.sampled_from([0, 8, 15]),
+)
+@example(frames=[masked(TEXT, b"x" * 40_000), b"\x81"], cuts=[30_000], window_bits=0)
+def test_stream_and_engine_take_the_same(
+    frames: list[bytes], cuts: list[int], window_bits: int
+) -> None:
+    wire, link = b"".join(frames), Link(window_bits=window_bits)
     places = [0, *sorted(min(cut, len(wire)) for cut in cuts), len(wire)]
     pieces = [wire[a:b] for a, b in itertools.pairwise(places) if b > a]
-    engine = Engine(max_message_size=MAX_SIZE)
+    engine = make_engine(MAX_SIZE, window_bits)
     try:
         taken = [event for piece in pieces for event in link.receive(piece)]
-        expected = [event for piece in pieces for event in engine.receive(piece, 1 << 20)]
+        expected = [event for piece in pieces for event in receive_all(engine, piece)]
     finally:
         link.close()
     assert taken == expected
@@ -822,5 +963,18 @@ def test_stream_and_deliver_leak_nothing(link: Link) -> None:
         connection.ready(Worker())
         link.far.recv(1 << 20)
         connection.taken.clear()
+
+    assert_leaks_nothing(turn)
+
+
+def test_stream_leaks_nothing_of_compressed_messages(deflate_link: Link) -> None:
+    wire = deflated(TEXT, b"x" * 999) + deflated(BINARY, bytes(99)) + deflated(TEXT, b"\xff" * 99)
+
+    def turn() -> None:
+        deflate_link.far.send(wire)
+        messages, rest = deflate_link.read()
+        assert (messages, bool(rest)) == (["x" * 999, bytes(99)], True)
+        deflate_link.connection.ready(Worker())
+        deflate_link.connection.take_calls()
 
     assert_leaks_nothing(turn)

@@ -4,6 +4,7 @@
 #include <structmember.h>
 
 Names names;
+PyObject *decompress;
 
 /* -- counts ------------------------------------------------------------------------------------ */
 
@@ -272,6 +273,13 @@ PyMODINIT_FUNC PyInit__speedups(void)
     if (!names.name && !(names.name = PyUnicode_InternFromString(text))) \
         return NULL;
     FOR_EACH_NAME(INTERN)
+    if (!decompress) {
+        PyObject *deflate = PyImport_ImportModule("wsmiddleware.protocol.deflate");
+        decompress = deflate ? PyObject_GetAttrString(deflate, "decompress") : NULL;
+        Py_XDECREF(deflate);
+        if (!decompress)
+            return NULL;
+    }
     PyObject *module = PyModule_Create(&definition);
     if (!module || PyType_Ready(&utf8_type) < 0 || PyModule_AddType(module, &counts_type) < 0 ||
         PyModule_AddType(module, &ready_type) < 0 || PyModule_AddType(module, &stream_type) < 0) {

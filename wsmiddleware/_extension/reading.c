@@ -44,9 +44,10 @@ typedef enum { WHOLE, CUT, OTHER } Look;
 static Look look(const Stream *self, const unsigned char *data, size_t size, size_t *header,
                  size_t *length)
 {
+    int first = self->window_bits ? data[0] & ~COMPRESSED : data[0];
     *header = MAX_HEADER;
     *length = 0;
-    if (data[0] != TEXT && data[0] != BINARY)
+    if (first != TEXT && first != BINARY)
         return OTHER;
     if (size < 2)
         return CUT;
@@ -67,9 +68,27 @@ static Look look(const Stream *self, const unsigned char *data, size_t size, siz
     return size < *header || size - *header < *length ? CUT : WHOLE;
 }
 
-/* The message of a whole frame, unmasked where it lies; NULL with UnicodeDecodeError. */
-static PyObject *make_message(unsigned char *frame, size_t header, size_t length)
+/* The message of a whole frame that is compressed. Runs Python, and zlib lets other threads run. */
+static PyObject *inflate(const Stream *self, const unsigned char *frame, size_t header, size_t length)
 {
+    PyObject *data = PyBytes_FromStringAndSize(NULL, length), *message = NULL;
+    PyObject *limit = data ? PyLong_FromSsize_t(self->max_size) : NULL;
+    if (limit) {
+        unmask((unsigned char *)PyBytes_AS_STRING(data), frame + header, length, frame + header - 4, 0);
+        message = PyObject_CallFunctionObjArgs(decompress, data, limit, NULL);
+    }
+    if (message && frame[0] == (TEXT | COMPRESSED))
+        Py_SETREF(message, PyUnicode_FromEncodedObject(message, "utf-8", NULL));
+    Py_XDECREF(limit);
+    Py_XDECREF(data);
+    return message;
+}
+
+/* The message of a whole frame, unmasked where it lies; NULL with an exception. */
+static PyObject *make_message(const Stream *self, unsigned char *frame, size_t header, size_t length)
+{
+    if (frame[0] & COMPRESSED)
+        return inflate(self, frame, header, length);
     unsigned char *payload = frame + header, *key = payload - 4;
     if (frame[0] == TEXT) {
         PyObject *text = PyUnicode_New(length, 127);
@@ -203,29 +222,50 @@ static int keep(Stream *self, const unsigned char *data, size_t size)
     return 0;
 }
 
+/* With an exception that tells of a frame: what is wrong with that the engine finds out. */
+static int is_for_engine(unsigned char *frame, size_t header, size_t length)
+{
+    int is_compressed = frame[0] & COMPRESSED;
+    if (!PyErr_ExceptionMatches(is_compressed ? PyExc_Exception : PyExc_UnicodeDecodeError))
+        return 0;
+    PyErr_Clear();
+    if (!is_compressed)
+        unmask(frame + header, frame + header, length, frame + header - 4, 0);
+    return 1;
+}
+
 static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *messages,
                    PyObject **rest)
 {
-    size_t pos = 0, header, length;
+    size_t pos = 0, header, length, inflated = 0;
     for (int frames = 0; pos < size; frames++) {
         Look found = look(self, data + pos, size - pos, &header, &length);
-        if (found == WHOLE && frames < MAX_FRAMES) {
-            PyObject *message = make_message(data + pos, header, length);
-            int result = message ? PyList_Append(messages, message) : -1;
+        int is_compressed = data[pos] & COMPRESSED;
+        if (found == WHOLE && frames < MAX_FRAMES && inflated <= MAX_INFLATED) {
+            if (is_compressed && data == buffer) {
+                /* Others may run meanwhile, and the buffer is everybody's. */
+                PyObject *copy = PyBytes_FromStringAndSize((char *)data + pos, size - pos);
+                unsigned char *copied = copy ? (unsigned char *)PyBytes_AS_STRING(copy) : NULL;
+                Found result = copy ? parse(self, copied, size - pos, messages, rest) : FAILED;
+                Py_XDECREF(copy);
+                return result;
+            }
+            PyObject *message = make_message(self, data + pos, header, length);
+            if (message && is_compressed)
+                inflated += PyObject_Size(message);
+            int result = !message ? -1 : self->is_open ? PyList_Append(messages, message) : 0;
             Py_XDECREF(message);
             if (result == 0) {
                 pos += header + length;
                 continue;
             }
-            if (!PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
+            if (!is_for_engine(data + pos, header, length))
                 return FAILED;
-            PyErr_Clear();
-            unmask(data + pos + header, data + pos + header, length, data + pos + header - 4, 0);
         } else if (found == CUT && (size - pos < header ||
-                                    (data[pos] == BINARY && header + length <= LARGE))) {
+                                    (data[pos] != TEXT && header + length <= LARGE))) {
             /* Not text: of that every byte is looked at as it comes, which start_large does. */
             return keep(self, data + pos, size - pos) < 0 ? FAILED : SOMETHING;
-        } else if (found == CUT) {
+        } else if (found == CUT && !is_compressed) {
             int is_wide = start_large(self, data + pos, size - pos, header, length);
             if (is_wide < 0)
                 return FAILED;

@@ -265,12 +265,17 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
 
 /* Tell the connection that the stream has ended, or how it broke: by the other side or the system,
  * or by us (there was no memory), who have lost our place in it. */
-static int lose(Stream *self)
+static int lose(PyObject *connection)
 {
     PyObject *exception = PyErr_GetRaisedException();
     int is_theirs = !exception || PyErr_GivenExceptionMatches(exception, PyExc_OSError);
-    int result = call(self->connection, is_theirs ? names.lost : names.broken,
+    int result = call(connection, is_theirs ? names.lost : names.broken,
                       exception ? exception : Py_None);
+    /* Ctrl-C belongs to the main greenlet, whatever it has found us at. */
+    if (result == 0 && exception && !PyErr_GivenExceptionMatches(exception, PyExc_Exception)) {
+        PyErr_SetRaisedException(exception);
+        return -1;
+    }
     Py_XDECREF(exception);
     return result;
 }
@@ -280,21 +285,23 @@ PyObject *Stream_receive(Stream *self, PyObject *ignored)
     (void)ignored;
     if (!self->connection)
         Py_RETURN_NONE;
-    PyObject *connection = Py_NewRef(self->connection), *rest = NULL;
-    Py_ssize_t before = PyList_GET_SIZE(self->inbox);
+    PyObject *connection = Py_NewRef(self->connection), *inbox = Py_NewRef(self->inbox);
+    PyObject *rest = NULL;
+    Py_ssize_t before = PyList_GET_SIZE(inbox);
     int result;
     if (self->is_engines) {
         result = call(connection, names.on_readable, NULL);
     } else {
-        Found found = read_some(self, self->inbox, &rest);
-        if (found == NOTHING)
-            result = 0;
-        else if (found == SOMETHING)
+        Found found = read_some(self, inbox, &rest);
+        if (found == FAILED || found == END)
+            result = lose(connection);
+        else if (found == SOMETHING && self->connection)
             result = take_in(self, before, rest);
         else
-            result = lose(self);
+            result = 0;
     }
     Py_XDECREF(rest);
+    Py_DECREF(inbox);
     Py_DECREF(connection);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }

@@ -3,13 +3,14 @@
  * speedups.py only.
  *
  * The law of WebSocket frames stays in protocol/engine.py. What is read here are whole text and
- * binary messages, masked, uncompressed, in one frame, no larger than allowed, valid UTF-8. At the
- * first byte that is anything else the connection gets the bytes from that frame's first one on, as
- * they came, and the Python engine goes on with them: it alone answers, refuses or waits. In the
- * same way `Stream.receive` and what a `Ready` does with a stream are `Connection._on_readable` and
- * `_run` on an ordinary day, and call them on any other.
+ * binary messages, masked, in one frame, no larger than allowed, valid UTF-8; compressed ones where
+ * that was agreed, by protocol/deflate.py. At the first byte that is anything else the connection
+ * gets the bytes from that frame's first one on, as they came, and the Python engine goes on with
+ * them: it alone answers, refuses or waits. In the same way `Stream.receive` and what a `Ready` does
+ * with a stream are `Connection._on_readable` and `_run` on an ordinary day, and call them on any
+ * other.
  *
- * The GIL is held throughout: no call here blocks, and all share one receive buffer.
+ * The GIL is held, but while zlib works: no call here blocks, and all share one receive buffer.
  */
 #ifndef WSMIDDLEWARE_STREAM_H
 #define WSMIDDLEWARE_STREAM_H
@@ -23,10 +24,12 @@ enum {
     LARGE = 1 << 14,       /* from here on a frame is not copied where that can be avoided */
     MAX_PENDING = 1 << 16, /* replies of one turn that share a write */
     MAX_FRAMES = 256,      /* of one read: then others get their turn */
+    MAX_INFLATED = 1 << 18, /* of one read, in bytes: a few may become many */
     MAX_HEADER = 14,
     FORMS = 16,            /* of a message: a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
     TEXT = 0x81,           /* FIN and the opcode, RFC 6455 section 5.2 */
     BINARY = 0x82,
+    COMPRESSED = 0x40, /* RSV1, RFC 7692 section 6 */
 };
 
 /* What a read has brought. */
@@ -129,6 +132,7 @@ typedef struct { FOR_EACH_SLOT(DECLARE_SLOT) } Slots;
 extern Slots slots;
 
 extern unsigned char buffer[BUFFER_SIZE + LARGE];
+extern PyObject *decompress; /* that of protocol/deflate.py */
 extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;
 
 /* slots.c */
