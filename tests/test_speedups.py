@@ -343,12 +343,19 @@ def test_stream_leaves_large_compressed_message_in_pieces_to_the_engine(deflate_
 
 
 def test_stream_makes_no_more_of_compressed_messages_than_a_bound(deflate_link: Link) -> None:
-    deflate_link.far.sendall(deflated(BINARY, bytes(MAX_SIZE)) * 100)
+    deflate_link.far.sendall(deflated(BINARY, bytes(1000)) * 100)
     messages, rest = deflate_link.read()
-    assert messages == [bytes(MAX_SIZE)] * 2
+    assert messages == [bytes(1000)] * 65
     assert rest
-    assert len(deflate_link.engine.receive(rest)) == 2
-    assert deflate_link.engine.more
+    assert deflate_link.engine.receive(rest) == [bytes(1000)] * 35
+
+
+@pytest.mark.parametrize("data", [bytes(65_537), os.urandom(9000) + bytes(9000)])
+def test_stream_leaves_large_compressed_message_to_the_engine(
+    deflate_link: Link, data: bytes
+) -> None:
+    assert deflate_link.receive(deflated(BINARY, data)) == [data]
+    assert deflate_link.has_left
 
 
 def test_stream_takes_nothing_that_is_closed_while_a_message_is_inflated(
@@ -407,8 +414,8 @@ def test_ctrl_c_while_a_message_is_inflated_ends_the_connection_and_goes_on(
     deflate_link.far.sendall(deflated(TEXT, b"b" * 99))
     with pytest.raises(KeyboardInterrupt):
         deflate_link.stream.receive()
-    ((word, exc),) = deflate_link.connection.calls
-    assert (word, type(exc)) == ("broken", KeyboardInterrupt)
+    told = [(word, type(exc)) for word, exc in deflate_link.connection.take_calls()]
+    assert told == [("broken", KeyboardInterrupt)]
 
 
 def test_stream_reads_at_most_so_many_frames_at_once(link: Link) -> None:
@@ -912,16 +919,27 @@ def test_deliver_gives_the_outbox_what_the_socket_does_not_take(link: Link) -> N
     assert link.far.recv(1 << 20) + bytes(rest) == big.wire(0)
 
 
-def test_stream_sends_what_encode_makes_where_compression_was_agreed() -> None:
-    link = Link(window_bits=15)
-    connection = link.connection
-    link.serve(Listener(), "a", "", "b")
-    assert link.far.recv(1000) == b"frame of aframe of b"
+def test_stream_sends_what_encode_makes_where_compression_was_agreed(deflate_link: Link) -> None:
+    connection, first, second = deflate_link.connection, "a" * 256, "ü" * 128
+    deflate_link.serve(Listener(), first, "", second)
+    assert deflate_link.far.recv(1000) == f"frame of {first}frame of {second}".encode()
     connection.size = 1
     big = "c" * 20_000
-    link.serve(Listener(), big)
+    deflate_link.serve(Listener(), big)
     assert connection.taken == [b"frame of " + big.encode()]
-    link.close()
+
+
+def test_stream_makes_the_frame_itself_of_what_is_too_small_to_be_compressed(
+    deflate_link: Link,
+) -> None:
+    class Same(Listener):
+        def on_data(self, client: str, message: bytes) -> bytes:
+            return message
+
+    text, data, engine = "ü" * 127, b"x" * 255, make_engine(MAX_SIZE, 15)
+    calls = deflate_link.serve(Same(), text, data, "lone")
+    assert deflate_link.far.recv(1000) == engine.encode(text) + engine.encode(data)
+    assert calls[-1] == ("failed", UnicodeEncodeError, "on_text")
 
 
 @pytest.mark.parametrize("is_open", [True, False])
@@ -935,7 +953,7 @@ def test_what_happens_while_a_reply_is_encoded_counts(is_open: bool) -> None:
         return b"frame"
 
     connection.encode = encode  # type: ignore[assignment, method-assign]
-    link.serve(Listener(), "a", "b")
+    link.serve(Listener(), "a" * 256, "b" * 256)
     assert connection.taken == [b"frame"] * 2 * is_open
     with pytest.raises(BlockingIOError):
         link.far.recv(1)

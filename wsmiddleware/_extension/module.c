@@ -5,6 +5,7 @@
 
 Names names;
 PyObject *decompress;
+Py_ssize_t min_compress_size;
 
 /* -- counts ------------------------------------------------------------------------------------ */
 
@@ -267,19 +268,27 @@ static PyModuleDef definition = {
     .m_methods = functions,
 };
 
+static int import_deflate(void)
+{
+    PyObject *deflate = PyImport_ImportModule("wsmiddleware.protocol.deflate");
+    PyObject *size = deflate ? PyObject_GetAttrString(deflate, "MIN_COMPRESS_SIZE") : NULL;
+    if (size) {
+        min_compress_size = PyLong_AsSsize_t(size);
+        Py_XSETREF(decompress, PyObject_GetAttrString(deflate, "decompress"));
+    }
+    Py_XDECREF(size);
+    Py_XDECREF(deflate);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 PyMODINIT_FUNC PyInit__speedups(void)
 {
 #define INTERN(name, text) \
     if (!names.name && !(names.name = PyUnicode_InternFromString(text))) \
         return NULL;
     FOR_EACH_NAME(INTERN)
-    if (!decompress) {
-        PyObject *deflate = PyImport_ImportModule("wsmiddleware.protocol.deflate");
-        decompress = deflate ? PyObject_GetAttrString(deflate, "decompress") : NULL;
-        Py_XDECREF(deflate);
-        if (!decompress)
-            return NULL;
-    }
+    if (import_deflate() < 0)
+        return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (!module || PyType_Ready(&utf8_type) < 0 || PyModule_AddType(module, &counts_type) < 0 ||
         PyModule_AddType(module, &ready_type) < 0 || PyModule_AddType(module, &stream_type) < 0) {

@@ -62,21 +62,25 @@ static Look look(const Stream *self, const unsigned char *data, size_t size, siz
         wide = wide << 8 | data[i];
     if (field >= 126 && wide < (field == 126 ? 126u : 65536u))
         return OTHER; /* not the shortest form */
-    if (wide > (uint64_t)self->max_size)
+    if (wide > (uint64_t)self->max_size || (data[0] & COMPRESSED && wide > MAX_DEFLATED))
         return OTHER;
     *length = wide;
     return size < *header || size - *header < *length ? CUT : WHOLE;
 }
 
-/* The message of a whole frame that is compressed. Runs Python, and zlib lets other threads run. */
-static PyObject *inflate(const Stream *self, const unsigned char *frame, size_t header, size_t length)
+/* The message of a whole frame that is compressed; of the bytes that are `left` for such it takes its
+ * own. Runs Python, and zlib lets other threads run. */
+static PyObject *inflate(const Stream *self, const unsigned char *frame, size_t header, size_t length,
+                         Py_ssize_t *left)
 {
     PyObject *data = PyBytes_FromStringAndSize(NULL, length), *message = NULL;
-    PyObject *limit = data ? PyLong_FromSsize_t(self->max_size) : NULL;
+    PyObject *limit = data ? PyLong_FromSsize_t(Py_MIN(*left, self->max_size)) : NULL;
     if (limit) {
         unmask((unsigned char *)PyBytes_AS_STRING(data), frame + header, length, frame + header - 4, 0);
         message = PyObject_CallFunctionObjArgs(decompress, data, limit, NULL);
     }
+    if (message)
+        *left -= PyBytes_GET_SIZE(message);
     if (message && frame[0] == (TEXT | COMPRESSED))
         Py_SETREF(message, PyUnicode_FromEncodedObject(message, "utf-8", NULL));
     Py_XDECREF(limit);
@@ -84,11 +88,9 @@ static PyObject *inflate(const Stream *self, const unsigned char *frame, size_t 
     return message;
 }
 
-/* The message of a whole frame, unmasked where it lies; NULL with an exception. */
-static PyObject *make_message(const Stream *self, unsigned char *frame, size_t header, size_t length)
+/* The message of a whole frame, unmasked where it lies; NULL with UnicodeDecodeError. */
+static PyObject *make_message(unsigned char *frame, size_t header, size_t length)
 {
-    if (frame[0] & COMPRESSED)
-        return inflate(self, frame, header, length);
     unsigned char *payload = frame + header, *key = payload - 4;
     if (frame[0] == TEXT) {
         PyObject *text = PyUnicode_New(length, 127);
@@ -237,11 +239,12 @@ static int is_for_engine(unsigned char *frame, size_t header, size_t length)
 static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *messages,
                    PyObject **rest)
 {
-    size_t pos = 0, header, length, inflated = 0;
+    size_t pos = 0, header, length;
+    Py_ssize_t left = MAX_INFLATED;
     for (int frames = 0; pos < size; frames++) {
         Look found = look(self, data + pos, size - pos, &header, &length);
         int is_compressed = data[pos] & COMPRESSED;
-        if (found == WHOLE && frames < MAX_FRAMES && inflated <= MAX_INFLATED) {
+        if (found == WHOLE && frames < MAX_FRAMES) {
             if (is_compressed && data == buffer) {
                 /* Others may run meanwhile, and the buffer is everybody's. */
                 PyObject *copy = PyBytes_FromStringAndSize((char *)data + pos, size - pos);
@@ -250,9 +253,8 @@ static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *mes
                 Py_XDECREF(copy);
                 return result;
             }
-            PyObject *message = make_message(self, data + pos, header, length);
-            if (message && is_compressed)
-                inflated += PyObject_Size(message);
+            PyObject *message = is_compressed ? inflate(self, data + pos, header, length, &left)
+                                              : make_message(data + pos, header, length);
             int result = !message ? -1 : self->is_open ? PyList_Append(messages, message) : 0;
             Py_XDECREF(message);
             if (result == 0) {
@@ -265,7 +267,7 @@ static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *mes
                                     (data[pos] != TEXT && header + length <= LARGE))) {
             /* Not text: of that every byte is looked at as it comes, which start_large does. */
             return keep(self, data + pos, size - pos) < 0 ? FAILED : SOMETHING;
-        } else if (found == CUT && !is_compressed) {
+        } else if (found == CUT) {
             int is_wide = start_large(self, data + pos, size - pos, header, length);
             if (is_wide < 0)
                 return FAILED;

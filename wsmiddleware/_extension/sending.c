@@ -159,15 +159,21 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
     return result;
 }
 
+/* The bytes of a `str` or of `bytes`, which keep them; NULL with an exception. */
+static const char *get_payload(PyObject *owner, Py_ssize_t *size)
+{
+    char *payload = NULL;
+    if (PyUnicode_Check(owner))
+        return PyUnicode_AsUTF8AndSize(owner, size);
+    PyBytes_AsStringAndSize(owner, &payload, size);
+    return payload;
+}
+
 /* Send the frame with that payload, or that frame: results as of `answer`. */
 static int send_payload(Stream *self, PyObject *owner, int is_frame, int is_last)
 {
     Py_ssize_t size, waiting;
-    const char *payload = NULL;
-    if (PyUnicode_Check(owner))
-        payload = PyUnicode_AsUTF8AndSize(owner, &size);
-    else
-        PyBytes_AsStringAndSize(owner, (char **)&payload, &size);
+    const char *payload = get_payload(owner, &size);
     if (!payload || (waiting = get_waiting(self->outbox)) < 0)
         return -1;
     /* Only now: whatever the collector has finalized meanwhile may have sent, or closed. */
@@ -188,7 +194,10 @@ int answer(Stream *self, PyObject *reply, int is_last)
 {
     if (!self->is_open)
         return 0; /* nobody is there any more */
-    if (!self->window_bits)
+    Py_ssize_t size;
+    if (self->window_bits && !get_payload(reply, &size))
+        return -1;
+    if (!self->window_bits || size < min_compress_size)
         return send_payload(self, reply, 0, is_last);
     PyObject *frame = PyObject_CallMethodOneArg(self->connection, names.encode, reply);
     int result = frame ? send_payload(self, frame, 1, is_last) : -1;

@@ -24,7 +24,8 @@ enum {
     LARGE = 1 << 14,       /* from here on a frame is not copied where that can be avoided */
     MAX_PENDING = 1 << 16, /* replies of one turn that share a write */
     MAX_FRAMES = 256,      /* of one read: then others get their turn */
-    MAX_INFLATED = 1 << 18, /* of one read, in bytes: a few may become many */
+    MAX_INFLATED = 1 << 16, /* bytes of one read: more is the engine's, who knows when to pause */
+    MAX_DEFLATED = MAX_INFLATED / 8, /* of one message: so much shorter most are not */
     MAX_HEADER = 14,
     FORMS = 16,            /* of a message: a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
     TEXT = 0x81,           /* FIN and the opcode, RFC 6455 section 5.2 */
@@ -61,7 +62,7 @@ struct Stream {
     char is_engines; /* the engine is in the middle of something: what comes is for it */
     char is_ready;   /* waits for a worker, and `next` behind it */
     char is_flush_due; /* the hub has been asked to send `pending` when it gets a turn */
-    int window_bits; /* of the agreed compression, 0 without one: then `encode` makes the frames */
+    int window_bits; /* of the agreed compression, 0 without one */
     unsigned char *pending; /* replies that share a write: frames, while nothing waits in the outbox */
     PyObject *outbox;
     Ready *ready;
@@ -132,7 +133,9 @@ typedef struct { FOR_EACH_SLOT(DECLARE_SLOT) } Slots;
 extern Slots slots;
 
 extern unsigned char buffer[BUFFER_SIZE + LARGE];
-extern PyObject *decompress; /* that of protocol/deflate.py */
+/* Of protocol/deflate.py: how a message is inflated, and from how many bytes on one is deflated. */
+extern PyObject *decompress;
+extern Py_ssize_t min_compress_size;
 extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;
 
 /* slots.c */
