@@ -74,11 +74,11 @@ def echo_cells() -> list[Cell]:
     ):
         key = _key(kind, name_of_size(size), connections, outstanding)
         options = ("-s", str(size), *_counts(connections, outstanding), *flag)
-        stretch = 4 if size * connections >= 100 << 20 else 2 if size >= 1 << 20 else 1
+        stretch = 4 if size * connections >= 100 << 20 else 2 if size >= 1 << 16 else 1
         cells.append(Cell(key, options, stretch=stretch))
-    for connections, outstanding in itertools.product((1, 100), (1, 16)):
-        key = _key("compressed", "1 KiB", connections, outstanding)
-        options = (*_file(1024), "-z", *_counts(connections, outstanding))
+    for size, connections, outstanding in itertools.product((128, 1024), (1, 100), (1, 16)):
+        key = _key("compressed", name_of_size(size), connections, outstanding)
+        options = (*_file(size), "-z", *_counts(connections, outstanding))
         cells.append(Cell(key, options, is_deflate=True))
     return cells
 

@@ -46,6 +46,10 @@ epoll loop in C over raw TCP, knows no WebSocket at all.
 What is compressed or goes to many is JSON: rows of numbers, names and English prose, each message
 another (zlib's usual level leaves a third of 16 KiB). One message again and again would flatter
 whoever keeps a window from message to message and finds the whole of it there.
+
+Fan-out is measured once each connection has had its first messages: Linux acknowledges the first
+sixteen segments of a connection one by one, in the sender's time, and a delivery costs half as much
+again until then, whoever sends. Who stays connected is past that in the first minute.
 """
 
 
@@ -252,11 +256,22 @@ def _growth(run: Run, values: Values, plots: Path) -> str:
     plain = {name: line for name, line in lines.items() if PURE.name not in name}
     draw_lines(plots / "growth.svg", "How the cost of a message grows", "µs", plain)
     rows = [[c, *(_number(_median(values, "growth", c, p)) for p in peers)] for c in cells]
+    few, many = (
+        _median(values, "growth", f"all of {count} connections busy", FLOOR.name)
+        for count in (100, 10000)
+    )
+    floor = (
+        f"From 100 to 10,000 busy connections the floor itself costs {100 * (many / few - 1):.0f} % "
+        "more: what\nthe system keeps of each socket is in no cache any more when its turn comes.\n"
+        if few and many
+        else ""
+    )
     return "\n".join([
         "## How cost grows\n",
         "![Growth](benchmarks/growth.svg)\n",
         "Echo of 32 B, one outstanding. Processor time, µs:\n",
         _table(["", *peers], rows),
+        floor,
     ])  # fmt: skip
 
 
