@@ -261,8 +261,8 @@ def _growth(run: Run, values: Values, plots: Path) -> str:
         for count in (100, 10000)
     )
     floor = (
-        f"From 100 to 10,000 busy connections the floor itself costs {100 * (many / few - 1):.0f} % "
-        "more: what\nthe system keeps of each socket is in no cache any more when its turn comes.\n"
+        f"From 100 to 10,000 busy connections the floor costs {100 * (many / few - 1):.0f} % more:"
+        "\nwhat the system keeps of a socket is in no cache any more when its turn comes.\n"
         if few and many
         else ""
     )
