@@ -19,7 +19,7 @@ unsigned char buffer[BUFFER_SIZE + LARGE];
 
 /* Eight bytes at a time; the compiler makes vectors of it. Gives the OR of all bytes. */
 WIDE static unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
-                            const unsigned char *key, size_t turn)
+                                 const unsigned char *key, size_t turn)
 {
     unsigned char turned[8];
     uint64_t word, wide, seen = 0;
@@ -76,7 +76,8 @@ static PyObject *inflate(const Stream *self, const unsigned char *frame, size_t 
     PyObject *data = PyBytes_FromStringAndSize(NULL, length), *message = NULL;
     PyObject *limit = data ? PyLong_FromSsize_t(Py_MIN(*left, self->max_size)) : NULL;
     if (limit) {
-        unmask((unsigned char *)PyBytes_AS_STRING(data), frame + header, length, frame + header - 4, 0);
+        unsigned char *to = (unsigned char *)PyBytes_AS_STRING(data);
+        unmask(to, frame + header, length, frame + header - 4, 0);
         message = PyObject_CallFunctionObjArgs(decompress, data, limit, NULL);
     }
     if (message)

@@ -20,17 +20,17 @@
 #include <stdint.h>
 
 enum {
-    BUFFER_SIZE = 1 << 19, /* several messages of 64 KiB at once: half of it costs them an eighth more */
-    LARGE = 1 << 14,       /* from here on a frame is not copied where that can be avoided */
-    MAX_PENDING = 1 << 16, /* replies of one turn that share a write */
-    MAX_FRAMES = 256,      /* of one read: then others get their turn */
-    MAX_INFLATED = 1 << 16, /* bytes of one read: more is the engine's, who knows when to pause */
-    MAX_DEFLATED = MAX_INFLATED / 8, /* of one message: so much shorter most are not */
+    BUFFER_SIZE = 1 << 19,  /* several messages of 64 KiB: half of it costs them an eighth more */
+    LARGE = 1 << 14,        /* from here on a frame is not copied where that can be avoided */
+    MAX_PENDING = 1 << 16,  /* replies of one turn that share a write */
+    MAX_FRAMES = 256,       /* of one read: then others get their turn */
+    MAX_INFLATED = 1 << 16, /* bytes of one read: more is the engine's, which knows when to pause */
+    MAX_DEFLATED = MAX_INFLATED / 8, /* of one message: few get that much shorter */
     MAX_HEADER = 14,
-    FORMS = 16,            /* of a message: a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
-    TEXT = 0x81,           /* FIN and the opcode, RFC 6455 section 5.2 */
+    FORMS = 16,             /* of a message: a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
+    TEXT = 0x81,            /* FIN and the opcode, RFC 6455 section 5.2 */
     BINARY = 0x82,
-    COMPRESSED = 0x40, /* RSV1, RFC 7692 section 6 */
+    COMPRESSED = 0x40,      /* RSV1, RFC 7692 section 6 */
 };
 
 /* What a read has brought. */
@@ -58,12 +58,13 @@ struct Stream {
     PyObject_HEAD
     /* What a broadcast looks at, in the first 128 bytes: `fetch_ahead`. */
     int fd;
-    char is_open;    /* the connection's state, as must be known before something is sent */
-    char is_engines; /* the engine is in the middle of something: what comes is for it */
-    char is_ready;   /* waits for a worker, and `next` behind it */
+    char is_open;      /* the connection's state, as must be known before something is sent */
+    char is_engines;   /* the engine is in the middle of something: what comes is for it */
+    char is_ready;     /* waits for a worker, and `next` behind it */
     char is_flush_due; /* the hub has been asked to send `pending` when it gets a turn */
-    int window_bits; /* of the agreed compression, 0 without one */
-    unsigned char *pending; /* replies that share a write: frames, while nothing waits in the outbox */
+    int window_bits;   /* of the agreed compression, 0 without one */
+    /* Replies that share a write: frames, while nothing waits in the outbox. */
+    unsigned char *pending;
     PyObject *outbox;
     Ready *ready;
     unsigned long long bytes_received, bytes_sent;
@@ -78,10 +79,11 @@ struct Stream {
     Counts *counts;
     /* From `serve_for` to `stop`; without it, Python calls the callbacks. */
     PyObject *member, *listener, *client, *context, *text_name, *binary_name;
-    /* A header, or a small binary frame, that is not complete: its bytes as they came. */
+    /* A header, or a small frame, that is not complete: its bytes as they came. */
     unsigned char *kept;
     size_t kept_size;
-    /* Text, or a large one: its header, and its message as far as it has come, unmasked, ASCII if text. */
+    /* Text, or a large one: its header, and its message as far as it has come: unmasked, ASCII if
+     * text. */
     PyObject *message;
     unsigned char header[MAX_HEADER];
     size_t header_size, length, done;
