@@ -53,6 +53,14 @@ def test_server_receives_empty_messages() -> None:
     assert receive(b"\x81\x80" + KEY + b"\x82\x80" + KEY) == ["", b""]
 
 
+@pytest.mark.parametrize("step", [1000, 4095, 4096, 7001, 30_000])
+@pytest.mark.parametrize("text", ["x", "x" * 20_000 + "é€😀", "é" + "x" * 20_000, "xé€😀" * 6000])
+def test_server_receives_large_text_in_pieces(text: str, step: int) -> None:
+    wire = encode_frame(Opcode.TEXT, (text * 2).encode(), masked=True)
+    chunks = [wire[start : start + step] for start in range(0, len(wire), step)]
+    assert receive(*chunks) == [text * 2]
+
+
 @pytest.mark.parametrize("size", [125, 126, 127, 4095, 4096, 65535, 65536, 100_000])
 @pytest.mark.parametrize("is_client", [False, True])
 def test_engine_receives_every_form_of_length(size: int, is_client: bool) -> None:
@@ -224,6 +232,17 @@ def test_server_fails_on_first_wrong_byte_of_an_incomplete_frame(text: bytes) ->
     header = b"\x81\xfe\x40\x00" + KEY + b"x"
     assert engine.receive(header + text[:-1]) == []
     assert engine.receive(text[-1:]) == [Fail(1007, "invalid UTF-8")]
+
+
+@pytest.mark.parametrize("pieces", [["x" * 5000], ["x" * 5000, "é" * 5000], ["é" * 5000, "x" * 10]])
+def test_server_fails_on_first_wrong_byte_of_large_text(pieces: list[str]) -> None:
+    engine = Engine()
+    assert engine.receive(b"\x81\xff" + (500_000).to_bytes(8, "big") + KEY) == []
+    for piece in pieces:
+        assert engine.receive(piece.encode()) == []
+    for byte in "é".encode() + b"\xe2":
+        assert engine.receive(bytes([byte])) == []
+    assert engine.receive(b"\x41") == [Fail(1007, "invalid UTF-8")]
 
 
 def test_server_fails_on_wrong_byte_of_a_fragment() -> None:

@@ -35,6 +35,9 @@ __all__ = ["NOBODY", "Connection", "Receiver", "State"]
 _log = logging.getLogger("websocket")
 
 _READ = 1  # libev's EV_READ
+#: Bytes read at once in the middle of a frame: still in the processor's caches when they are
+#: unmasked and kept. A tenth of sixteen messages of 1 MiB.
+_PART_SIZE = RECV_SIZE // 2
 #: Asked for with every message: a member of an `Enum` costs 0.1 µs each time in Python 3.11.
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
 _FRAMES_PER_TURN = 256
@@ -126,7 +129,7 @@ class Connection(Link):
 
     def _on_readable(self) -> None:
         try:
-            data = self._transport.recv(RECV_SIZE)
+            data = self._transport.recv(_PART_SIZE if self._engine.left else RECV_SIZE)
         except BlockingIOError:
             return
         except OSError as exc:

@@ -96,13 +96,13 @@ class Engine:
         "_fast_limit",
         "_input",
         "_key",
-        "_left",
         "_message",
         "_offset",
         "deflate",
         "is_client",
         "is_done",
         "is_plain",
+        "left",
         "max_message_size",
         "more",
         "rejected",
@@ -127,7 +127,8 @@ class Engine:
         self._input = b""
         self._offset = 0
         self._message: Assembly | None = None
-        self._left = 0
+        #: Bytes that have not come of the payload that is coming in.
+        self.left = 0
         self._key = b""
         self._fast_limit = 0
         self._assembled = 0
@@ -221,7 +222,7 @@ class Engine:
 
     def _read_frame(self, data: bytes, pos: int, end: int, events: list[Event]) -> int:
         """Read one frame, or what is there of it; gives where it ends, -1 for a header cut off."""
-        if self._left:
+        if self.left:
             return self._read_payload(data, pos, end, events)
         if end - pos < 2:
             return -1
@@ -282,18 +283,18 @@ class Engine:
                 is_compressed=first & 0x40 != 0,
             )
         self._message.open_frame(size, is_final=first > 127)
-        self._left = size
+        self.left = size
 
     def _read_payload(self, data: bytes, pos: int, end: int, events: list[Event]) -> int:
         message = self._message
         assert message is not None
-        stop = min(pos + self._left, end)
+        stop = min(pos + self.left, end)
         chunk = self._unmask(data, pos, stop)
-        self._left -= stop - pos
-        if self._left:
+        self.left -= stop - pos
+        if self.left:
             turn = (stop - pos) & 3
             self._key = self._key[turn:] + self._key[:turn]
-        whole = message.feed(chunk, is_last=message.is_final and not self._left)
+        whole = message.feed(chunk, is_last=message.is_final and not self.left)
         if whole is not None:
             self._set_idle()
             self._assembled += len(whole)
