@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import subprocess
 import sys
 from itertools import pairwise
@@ -152,3 +154,36 @@ def test_reactor_goes_with_its_last_user() -> None:
     for _ in range(3):
         Reactor()
     assert gevent.get_hub().loop.activecnt == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+@pytest.mark.parametrize(
+    ("environment", "is_kept"),
+    [
+        ({}, True),
+        ({"MALLOC_TRIM_THRESHOLD_": "1048576"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1048576"}, False),
+    ],
+)
+def test_freed_memory_is_kept_for_the_next_messages_unless_the_operator_says_otherwise(
+    environment: dict[str, str], is_kept: bool
+) -> None:
+    program = """
+import resource
+from wsmiddleware.net.reactor import Reactor
+
+def hold_and_free():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    messages = [b"x" * 1048576 for _ in range(100)]
+    messages.clear()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+reactor = Reactor()
+hold_and_free()
+print(hold_and_free())
+"""
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, **environment}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    faults = int(found.stdout)
+    assert faults < 1000 if is_kept else faults > 20_000, faults
