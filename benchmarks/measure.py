@@ -1,6 +1,7 @@
 """The measurements. Every repetition of a cell visits all servers in turn before the next one.
 
-And each repetition begins with another server, so that none is always the first after a pause.
+And each repetition visits them in another order: what one leaves behind (its connections end while
+the next one begins) must not always meet the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any, TypeVar
 
 import load
@@ -63,7 +65,7 @@ class Measurement:
 
     def _each(self, peers: list[Peer]) -> list[Peer]:
         """All of them in each repetition."""
-        return [peer for turn in range(self._repetitions) for peer in _rotated(peers, turn)]
+        return [peer for turn in range(self._repetitions) for peer in _shuffled(peers, turn)]
 
     def _time(self, stretch: int = 1, warm_up: float = 0.0) -> tuple[str, ...]:
         seconds = self._seconds * stretch
@@ -90,7 +92,7 @@ class Measurement:
         with self._all(mode=group) as servers:
             fit = self._verified(group, cells, servers)
             for turn, cell in itertools.product(range(self._repetitions), cells):
-                for peer, server in _rotated(list(servers.items()), turn):
+                for peer, server in _shuffled(list(servers.items()), turn):
                     if (cell, peer) not in fit or not server.is_alive():
                         continue
                     options = (
@@ -225,9 +227,8 @@ class Measurement:
 GROUPS = ("echo", "fanout", "connect", "quiet", "push", "growth")
 
 
-def _rotated(items: list[_T], turn: int) -> list[_T]:
-    first = turn % len(items) if items else 0
-    return items[first:] + items[:first]
+def _shuffled(items: list[_T], turn: int) -> list[_T]:
+    return Random(turn).sample(items, len(items))
 
 
 def _get(server: Server, path: str) -> dict[str, Any]:

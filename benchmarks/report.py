@@ -34,14 +34,14 @@ read from `/proc` by the load generator ([wsload.c](../benchmarks/wsload.c)): th
 depend on what else a machine does, processor time much less. One core handles 1,000,000 divided by
 that number of messages a second. For fan-out a message is one delivery to one client.
 
-**How.** Every repetition of a cell visits all servers in turn, each time another one first, so that
-a change of the machine's mood hits all of them; tables show medians. Before that comes a run in
-which every payload is compared, which a server has to pass. Server and load generator have a
-processor of their own where there are two. Every peer is set up as its own documentation advises
-(`benchmarks/peers/`), on uvloop where it can. Ours is the real one: `python -m wsmiddleware run`
-with a Flask application, a listener of three lines and every default on: keepalive, limits,
-time-outs, counters. *no extension* is the same with `WSMIDDLEWARE_SPEEDUPS=off`. The floor, an
-epoll loop in C over raw TCP, knows no WebSocket at all.
+**How.** Every repetition of a cell visits all servers in turn, each time in another order, so that
+neither a change of the machine's mood nor what a neighbour leaves behind hits always the same;
+tables show medians. Before that comes a run in which every payload is compared, which a server has
+to pass. Server and load generator have a processor of their own where there are two. Every peer is
+set up as its own documentation advises (`benchmarks/peers/`), on uvloop where it can. Ours is the
+real one: `python -m wsmiddleware run` with a Flask application, a listener of three lines and every
+default on: keepalive, limits, time-outs, counters. *no extension* is the same with
+`WSMIDDLEWARE_SPEEDUPS=off`. The floor, an epoll loop in C over raw TCP, knows no WebSocket at all.
 
 What is compressed or goes to many is JSON: rows of numbers, names and English prose, each message
 another (zlib's usual level leaves a third of 16 KiB). One message again and again would flatter
