@@ -132,11 +132,13 @@ def _setup(run: Run, values: Values) -> str:
         for found in values.values()
         if len(found.get("cpu_us", ())) > 1 and statistics.median(found["cpu_us"])
     ]
+    growth = max([0, *(len(v["cpu_us"]) for key, v in values.items() if key[0] == "growth")])
     lines = [
         "## This run\n",
         f"- {run['date']}; {run['machine']}; Python {run['python']}",
         f"- load of the machine before it: {run['load']:.1f}",
         f"- {run['repetitions']} repetitions of {run['seconds']:g} s for each cell"
+        + (f", {growth} for how cost grows" if growth > run["repetitions"] else "")
         + (", a quick run" if run["is_quick"] else ""),
     ]
     if spreads:
