@@ -102,6 +102,7 @@ class Engine:
         "is_client",
         "is_done",
         "is_plain",
+        "last_size",
         "left",
         "max_message_size",
         "more",
@@ -127,6 +128,8 @@ class Engine:
         self._input = b""
         self._offset = 0
         self._message: Assembly | None = None
+        #: Payload of the last frame in bytes, but for those that the hot path takes.
+        self.last_size = 0
         #: Bytes that have not come of the payload that is coming in.
         self.left = 0
         self._key = b""
@@ -239,6 +242,7 @@ class Engine:
             if start > end:
                 return -1
             size = _read_size(data[pos + 2 : start])
+        self.last_size = size
         if not self.is_client:
             start += 4
         if start > end:
