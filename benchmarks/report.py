@@ -132,7 +132,8 @@ def _setup(run: Run, values: Values) -> str:
         for found in values.values()
         if len(found.get("cpu_us", ())) > 1 and statistics.median(found["cpu_us"])
     ]
-    growth = max([0, *(len(v["cpu_us"]) for key, v in values.items() if key[0] == "growth")])
+    counts = (len(found.get("cpu_us", ())) for key, found in values.items() if key[0] == "growth")
+    growth = max(counts, default=0)
     lines = [
         "## This run\n",
         f"- {run['date']}; {run['machine']}; Python {run['python']}",

@@ -29,8 +29,7 @@ from support.wire import (
     peer_of,
 )
 from wsmiddleware import ConnectionClosed, SlowConsumerError, WebSocketMiddleware
-from wsmiddleware.net.connection import Connection
-from wsmiddleware.net.link import RECV_SIZE
+from wsmiddleware.net.connection import LARGE_RECV_SIZE, Connection
 from wsmiddleware.protocol.deflate import compress
 
 Serve = Callable[..., Server]
@@ -403,7 +402,7 @@ def test_full_inbox_stops_reading_and_nothing_is_lost(serve: Serve, size: int) -
         piece = frame(BINARY, b"x" * size)
         count = peer.send_until_full(b"".join([piece] * (1 + 100_000 // size)))
         waiting = sum(map(len, connection._inbox))
-        assert waiting < 262144 + max(RECV_SIZE, size)
+        assert waiting < 262144 + max(LARGE_RECV_SIZE, size)
         # Less than 256 wait, and a read brings 256 by the extension and as many by the engine.
         assert len(connection._inbox) < 768
         assert connection.bytes_received < 2**20 + 2 * size
