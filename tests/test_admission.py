@@ -250,6 +250,28 @@ def test_proxy_of_nobody_lets_nobody_in(user: Any, serve: Serve) -> None:
     )
 
 
+class Visitor:
+    """A user as Flask-Login and Django have it; nobody's is one too."""
+
+    def __init__(self, *, is_authenticated: bool) -> None:
+        self.is_authenticated = is_authenticated
+
+
+def test_user_who_is_not_authenticated_is_nobody(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    users = [Visitor(is_authenticated=False), LocalProxy(lambda: Visitor(is_authenticated=False))]
+    server = serve(hooked(lambda request: users.pop()))
+    for _ in range(2):
+        assert handshake(server, "/ws/echo").status == 403
+    assert caplog.text.count("returned a user who is not authenticated") == 2
+
+
+def test_user_who_is_authenticated_comes_in(serve: Serve) -> None:
+    server = serve(hooked(lambda request: Visitor(is_authenticated=True)))
+    assert "Visitor object" in first_message(server, "/ws/echo")
+
+
 def test_proxy_of_a_user_is_that_user(serve: Serve) -> None:
     users: list[Any] = ["ann"]
     server = serve(hooked(lambda request: LocalProxy(lambda: users.pop())))

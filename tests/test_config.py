@@ -250,6 +250,19 @@ def test_variable_beats_the_config_argument_and_false_means_no_file(cwd: Path) -
     assert sorted(os.listdir(cwd)) == ["a.json", "b.json", "websockets"]
 
 
+def test_all_that_is_wrong_is_shown_at_once(cwd: Path) -> None:
+    (cwd / "websocket.json").write_text('{"idleTimeout": "x", "requestTimeOut": 1, "debug": true}')
+    with pytest.raises(ConfigError, match=r"^4 settings are wrong:\n") as info:
+        load_settings(None, {"ping_interval": -1}, {"WSMIDDLEWARE_DEBUG": "maybe"}, cwd)
+    lines = str(info.value).splitlines()[1:]
+    assert [line.split(" is ")[0] for line in lines] == [
+        f'  {cwd}/websocket.json: "idleTimeout"',
+        f'  {cwd}/websocket.json: key "requestTimeOut"',
+        "  environment variable WSMIDDLEWARE_DEBUG",
+        "  keyword argument ping_interval",
+    ]
+
+
 @pytest.mark.parametrize("config_argument", [True, 7, b"x"])
 def test_config_argument_of_a_wrong_type_is_refused(cwd: Path, config_argument: Any) -> None:
     with pytest.raises(ConfigError, match=r"^config is .*; valid is the path of a file, or False"):

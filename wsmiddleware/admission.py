@@ -97,7 +97,7 @@ class Admission:
         if registry.is_draining:
             return refuse(503, "Going down.", retry)
         if registry.unfinished >= limit:
-            why = f"max_connections is {limit}; raise it (and ulimit -n) or add a process"
+            why = f"max_connections is {limit}; raise it (and ulimit -n)"
             return refuse(503, "Too many connections.", retry, reason=why)
         if not registry.is_here():
             why = "the connections run on another thread's loop: serve the application from one"
@@ -171,8 +171,11 @@ def _ask(channel: Channel, record: RequestRecord, context: Context, scope: Scope
     if isinstance(answer, Response):
         text = responses.get(answer.status_code, "Refused")
         return Refusal(answer, text, f"{cls.__name__}.on_handshake answered {answer.status}")
-    if answer is None or answer is False:
-        why = f"{cls.__name__}.on_handshake returned {answer}: it lets in with True or a user"
+    # Flask-Login's and Django's anonymous user is an object like any other, but for that.
+    is_nobody = answer is None or answer is False
+    if is_nobody or getattr(answer, "is_authenticated", True) is False:
+        what = answer if is_nobody else "a user who is not authenticated"
+        why = f"{cls.__name__}.on_handshake returned {what}: it lets in with True or a user"
         return refuse(403, "Not allowed.", reason=why)
     return request.environ.get("REMOTE_USER") if answer is True else answer
 

@@ -13,11 +13,11 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from wsmiddleware.exceptions import ConfigError
+from wsmiddleware.exceptions import ConfigError, raise_all
 from wsmiddleware.log import VARIABLE as LOG_VARIABLE
 from wsmiddleware.log import logger
 from wsmiddleware.settings import (
@@ -70,6 +70,15 @@ class _Found(NamedTuple):
     is_in_file: bool = False
 
 
+@contextlib.contextmanager
+def _collected(errors: list[ConfigError]) -> Iterator[None]:
+    """Take a `ConfigError` of the block up, so that a start shows all that is wrong at once."""
+    try:
+        yield
+    except ConfigError as exc:
+        errors.append(exc)
+
+
 def load_settings(
     config: str | os.PathLike[str] | Literal[False] | None = None,
     overrides: Mapping[str, object] | None = None,
@@ -83,15 +92,17 @@ def load_settings(
     logged warning. ``config=False`` means no file, whatever the variable says. ``listeners`` in
     `overrides` is another word for ``directory``; its `None` counts as not given. A missing
     listener directory is a warning when it is the default one. Reads and may write files. Raises
-    `ConfigError`.
+    one `ConfigError` that shows all that is wrong.
     """
     base = Path(os.path.abspath(cwd or Path.cwd()))
     path = _config_path(config, environ, base)
+    errors: list[ConfigError] = []
     found = {
-        **(_from_file(path) if path else {}),
-        **_from_environ(environ, base),
-        **_from_keywords(dict(overrides or {}), base),
+        **(_from_file(path, errors) if path else {}),
+        **_from_environ(environ, base, errors),
+        **_from_keywords(dict(overrides or {}), base, errors),
     }
+    raise_all(errors, "settings are wrong")
     checked = {name: item.value for name, item in found.items()}
     folder = path.parent if path else base
     checked["directory"] = _directory(found.get("directory"), folder)
@@ -116,55 +127,64 @@ def _config_path(config: object, environ: Mapping[str, str], base: Path) -> Path
     return path
 
 
-def _from_keywords(overrides: dict[str, object], base: Path) -> dict[str, _Found]:
-    keywords = dict(overrides)
+def _from_keywords(
+    keywords: dict[str, object], base: Path, errors: list[ConfigError]
+) -> dict[str, _Found]:
     listeners = keywords.pop("listeners", None)
-    if listeners is not None and "directory" in keywords:
-        raise ConfigError(
-            f"listeners ({shorten(listeners)}) and directory ({shorten(keywords['directory'])}) "
-            "are two words for one setting: give one of them"
-        )
+    with _collected(errors):
+        if listeners is not None and "directory" in keywords:
+            raise ConfigError(
+                f"listeners ({shorten(listeners)}) and directory "
+                f"({shorten(keywords['directory'])}) are two words for one setting: give one of them"
+            )
     found = {}
     for name, value in keywords.items():
-        if name not in _BY_NAME:
-            raise _unknown("keyword argument", name, _BY_NAME)
-        place = f"keyword argument {name}"
-        found[name] = _Found(_BY_NAME[name].check(value, place), place, base)
+        with _collected(errors):
+            if name not in _BY_NAME:
+                raise _unknown("keyword argument", name, _BY_NAME)
+            place = f"keyword argument {name}"
+            found[name] = _Found(_BY_NAME[name].check(value, place), place, base)
     if listeners is not None:
-        place = "keyword argument listeners"
-        path = _BY_NAME["directory"].check(listeners, place)
-        found["directory"] = _Found(path, place, base)
+        with _collected(errors):
+            place = "keyword argument listeners"
+            path = _BY_NAME["directory"].check(listeners, place)
+            found["directory"] = _Found(path, place, base)
     return found
 
 
-def _from_environ(environ: Mapping[str, str], base: Path) -> dict[str, _Found]:
+def _from_environ(
+    environ: Mapping[str, str], base: Path, errors: list[ConfigError]
+) -> dict[str, _Found]:
     found = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES:
             continue
         if _NOT_OURS.fullmatch(variable) or not text:
             continue
-        if variable not in _BY_VARIABLE:
-            valid = [*_BY_VARIABLE, *_OTHER_VARIABLES]
-            raise _unknown("environment variable", variable, valid)
-        setting, place = _BY_VARIABLE[variable], f"environment variable {variable}"
-        found[setting.name] = _Found(setting.check_text(text, place), place, base)
+        with _collected(errors):
+            if variable not in _BY_VARIABLE:
+                valid = [*_BY_VARIABLE, *_OTHER_VARIABLES]
+                raise _unknown("environment variable", variable, valid)
+            setting, place = _BY_VARIABLE[variable], f"environment variable {variable}"
+            found[setting.name] = _Found(setting.check_text(text, place), place, base)
     return found
 
 
-def _from_file(path: Path) -> dict[str, _Found]:
+def _from_file(path: Path, errors: list[ConfigError]) -> dict[str, _Found]:
+    data: dict[str, object] = {}
     try:
-        data = _read_file(path)
+        with _collected(errors):
+            data = _read_file(path)
     except FileNotFoundError:
         _make_file(path)
-        return {}
     found = {}
     for key, value in data.items():
-        if key not in _BY_KEY:
-            raise _unknown(f"{path}: key", f'"{key}"', [f'"{name}"' for name in _BY_KEY])
-        setting, place = _BY_KEY[key], f'{path}: "{key}"'
-        checked = setting.check(value, place)
-        found[setting.name] = _Found(checked, place, path.parent, is_in_file=True)
+        with _collected(errors):
+            if key not in _BY_KEY:
+                raise _unknown(f"{path}: key", f'"{key}"', [f'"{name}"' for name in _BY_KEY])
+            setting, place = _BY_KEY[key], f'{path}: "{key}"'
+            checked = setting.check(value, place)
+            found[setting.name] = _Found(checked, place, path.parent, is_in_file=True)
     return found
 
 

@@ -17,6 +17,8 @@ not be sent, say) is a plain ``ValueError``: that is the caller's mistake, not t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "ConfigError",
     "ConnectionClosed",
@@ -60,9 +62,7 @@ class ConnectionClosed(WebSocketError):
 class HandshakeError(WebSocketError):
     """An opening handshake failed (RFC 6455, section 4).
 
-    ``response`` is the HTTP response that refused it, or ``None`` when none came. Its type is that
-    of the side that raised: a werkzeug response from the test client, the parsed answer of the
-    peer from ``create_websocket_client``.
+    ``response`` is the peer's answer that refused it, parsed, or ``None`` when none came.
     """
 
     def __init__(self, message: str, response: object | None = None) -> None:
@@ -79,8 +79,26 @@ class ListenerError(WebSocketError):
 
 
 class RequestTimeout(WebSocketError):
-    """A callback ran longer than ``request_timeout`` and was stopped; given to ``on_error``."""
+    """A callback ran longer than ``request_timeout`` and was stopped.
+
+    Given to ``on_error`` where the callback was a connection's; those of the class are only logged.
+    """
 
 
 class SlowConsumerError(WebSocketError):
-    """A client did not take what was queued for it within ``send_timeout``, and is being closed."""
+    """A client does not take what is queued for it, and is being closed.
+
+    It had ``send_timeout`` for that; with ``wait=False`` it is told at once.
+    """
+
+
+def raise_all(errors: Sequence[WebSocketError], heading: str) -> None:
+    """Raise what was collected: one as it is, several as one, with a line for each below `heading`.
+
+    Returns where there are none.
+    """
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = "\n".join(f"  {error}" for error in errors)
+        raise type(errors[0])(f"{len(errors)} {heading}:\n{lines}") from errors[0]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from wsmiddleware.exceptions import ListenerError
+from wsmiddleware.exceptions import ListenerError, raise_all
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.log import logger
 
@@ -40,11 +40,7 @@ def load_directory(directory: str | os.PathLike[str]) -> dict[str, type[WebSocke
             errors.append(result)
         else:
             classes[channel] = result
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        lines = "\n".join(f"  {error}" for error in errors)
-        raise ListenerError(f"{len(errors)} listeners cannot be loaded:\n{lines}") from errors[0]
+    raise_all(errors, "listeners cannot be loaded")
     return classes
 
 
