@@ -51,6 +51,8 @@ def test_headers_cookies_and_subprotocols_arrive() -> None:
     [
         ({"headers": {"X": "a\r\nY: b"}}, ValueError),
         ({"cookies": {"a": "b\n"}}, ValueError),
+        ({"cookies": {"a": 5}}, ValueError),
+        ({"cookies": {5: "a"}}, ValueError),
         ({"subprotocols": ["a b"]}, ConfigError),
         ({"connect_timeout": 0}, ConfigError),
         ({"max_message_size": "big"}, ConfigError),

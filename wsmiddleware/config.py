@@ -133,9 +133,10 @@ def _from_keywords(
     listeners = keywords.pop("listeners", None)
     with _collected(errors):
         if listeners is not None and "directory" in keywords:
+            directory = shorten(keywords["directory"])
             raise ConfigError(
-                f"listeners ({shorten(listeners)}) and directory "
-                f"({shorten(keywords['directory'])}) are two words for one setting: give one of them"
+                f"listeners ({shorten(listeners)}) and directory ({directory}) "
+                "are two words for one setting: give one of them"
             )
     found = {}
     for name, value in keywords.items():

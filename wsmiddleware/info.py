@@ -134,6 +134,7 @@ def publish(channel: str, message: object, group: str | None = None) -> bool:
     """Broadcast to a channel (or a group of it) from any code of a process with a middleware.
 
     `True`; `False` for `None`. Never waits for a client; from any greenlet and any native thread.
+    One to very many lets other greenlets run in between.
     Raises `LookupError` when no middleware has that channel, `TypeError` for what JSON cannot hold.
     """
     found = [m.registry.channels[channel] for m in middlewares() if channel in m.registry.channels]

@@ -102,7 +102,8 @@ class WebSocketMiddleware:
     def register(self, channel: str, listener_class: type[WebSocketListener]) -> None:
         """Serve a class as a channel, beside those of the directory.
 
-        `ListenerError` for a name or a class that cannot be one, or is taken.
+        `ListenerError` for a name or a class that cannot be one, or is taken; `ConfigError` for a
+        wrong ``idle_timeout`` or ``subprotocols`` of the class.
         """
         self.registry.add(channel, listener_class)
 

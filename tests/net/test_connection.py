@@ -215,6 +215,7 @@ def test_trace_shows_every_frame(serve: Serve, caplog: pytest.LogCaptureFixture)
     assert "< text, 5" in lines
     assert "> text, 7 bytes with header" in lines
     assert "< Ping(payload=b'p')" in lines
+    assert "> pong, 3 bytes with header" in lines
     assert "< Close(code=4000, reason='bye')" in lines
     assert "> close, 7 bytes with header" in lines
     assert lines[-1] == "closed"

@@ -15,14 +15,14 @@ __all__ = ["WebSocketListener"]
 class WebSocketListener:
     """A channel's behaviour. `self` is one connection's state, the class is the channel's.
 
-    Every callback is optional. Define those you need (the first two and the last run once for a
-    channel, the others for each connection):
+    Every callback is optional. Define those you need (`on_first_open` and `on_last_close` run when
+    the channel gets its first connection and has lost its last, the others for each connection):
 
     ====================================  ======================================================
     ``on_handshake(cls, request)``        classmethod; may refuse before the 101 and names the user
     ``on_first_open(cls, wsclients)``     classmethod; the channel got its first connection
     ``on_open(self, wsclient)``           a returned value is sent
-    ``on_open_async(self, wsclient)``     beside `on_open`, in a greenlet of its own
+    ``on_open_async(self, wsclient)``     beside `on_open`, in a greenlet of its own; the same
     ``on_message(self, wsclient, m)``     text as `str`, and binary as `bytes` without the next one
     ``on_binary_message(self, wsclient, data)``  binary as `bytes`
     ``on_close(self, wsclient, reason_phrase)``  exactly once
@@ -30,8 +30,8 @@ class WebSocketListener:
     ``on_last_close(cls)``                classmethod; the channel is empty again
     ====================================  ======================================================
 
-    The callbacks of one connection run one at a time and in order, and may block. Derived from the
-    seed's component.
+    The callbacks of one connection run one at a time and in order, and may block; each, those of
+    the class too, for ``request_timeout`` at most. Derived from the seed's component.
     """
 
     #: Seconds without a message either way until the connection is closed with 1001; 0 is never.

@@ -74,8 +74,9 @@ class WsClient:
 
         Returns at once while less than ``send_queue_size`` waits for this client; past that it
         blocks the calling greenlet for at most ``send_timeout``, then closes the client as a slow
-        consumer and raises `SlowConsumerError`. With ``wait=False``, and from a native thread, it
-        never waits: ``slow_consumer`` decides (`False` where it dropped the message).
+        consumer and raises `SlowConsumerError`. With ``wait=False`` it never waits:
+        ``slow_consumer`` decides (`False` where it dropped the message). From a native thread it
+        never waits and is always `True`: the loop's thread decides later, and logs what it drops.
         ``compress=False`` is for what must not be compressed: a secret beside what a peer chose.
 
         Raises `ConnectionClosed` when the client is not open, `TypeError` for what JSON cannot

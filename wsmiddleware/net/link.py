@@ -101,10 +101,7 @@ class Link(Sender):
         self._set_deadline(now + timeout)
         self._last_deadline = now + timeout * patience
         self._set_state(State.CLOSING)
-        wire = self._engine.control(Opcode.CLOSE, payload)
-        if self.is_traced:
-            self._trace_sent(wire)
-        self.outbox.hold(wire)
+        self.outbox.hold(self._make_control(Opcode.CLOSE, payload))
         self.outbox.flush()
         self.outbox.wake_waiters()
         if not self.outbox.size:
@@ -245,7 +242,7 @@ class Link(Sender):
         if verdict is Verdict.PING:
             # Where something waits, that is as good as a ping: TCP has to acknowledge it.
             if not self.outbox.is_stalled:
-                self.outbox.write(self._engine.control(Opcode.PING, b""))
+                self.outbox.write(self._make_control(Opcode.PING, b""))
         elif verdict is Verdict.IDLE:
             self._start_closing(CloseCode.GOING_AWAY, "idle")
         elif verdict is Verdict.DEAD:

@@ -182,7 +182,7 @@ class Sender(ABC):
             # and does not read costs one payload.
             self._pong = payload
         else:
-            self.hold(self._engine.control(Opcode.PONG, payload))
+            self.hold(self._make_control(Opcode.PONG, payload))
 
     def _make_room(self, *, wait: bool) -> bool:
         """See to it that the outbox is below its mark; `False` where the message is dropped."""
@@ -220,7 +220,14 @@ class Sender(ABC):
         """The outbox: nothing waits any more."""
         if self._pong is not None and self.state is State.OPEN:
             payload, self._pong = self._pong, None
-            self.outbox.write(self._engine.control(Opcode.PONG, payload))
+            self.outbox.write(self._make_control(Opcode.PONG, payload))
+
+    def _make_control(self, opcode: Opcode, payload: bytes) -> bytes:
+        """A control frame that is about to be sent."""
+        wire = self._engine.control(opcode, payload)
+        if self.is_traced:
+            self._trace_sent(wire)
+        return wire
 
     def _trace_sent(self, wire: Wire) -> None:
         parts = wire if isinstance(wire, tuple) else (wire,)

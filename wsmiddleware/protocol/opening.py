@@ -109,10 +109,10 @@ def header_lines(
         lines.append((name, value.strip(" \t")))
     crumbs = [value for name, value in lines if name.lower() == "cookie"]
     for name, value in cookies.items():
-        if not _TOKEN.match(name) or not _COOKIE_VALUE.match(value):
-            raise ValueError(
-                f"cookie {name!r}: the name or value has a character that is not allowed"
-            )
+        if not isinstance(name, str) or not _TOKEN.match(name):
+            raise ValueError(f"{name!r} is no name of a cookie")
+        if not isinstance(value, str) or not _COOKIE_VALUE.match(value):
+            raise ValueError(f"cookie {name}: the value has a character that no cookie may have")
         crumbs.append(f"{name}={value}")
     lines = [line for line in lines if line[0].lower() != "cookie"]
     if crumbs:
