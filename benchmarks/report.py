@@ -39,9 +39,10 @@ neither a change of the machine's mood nor what a neighbour leaves behind hits a
 tables show medians. Before that comes a run in which every payload is compared, which a server has
 to pass. Server and load generator have a processor of their own where there are two. Every peer is
 set up as its own documentation advises (`benchmarks/peers/`), on uvloop where it can. Ours is the
-real one: `python -m wsmiddleware run` with a Flask application, a listener of three lines and every
-default on: keepalive, limits, time-outs, counters. *no extension* is the same with
-`WSMIDDLEWARE_SPEEDUPS=off`. The floor, an epoll loop in C over raw TCP, knows no WebSocket at all.
+real one: `python -m wsmiddleware run` with a Flask application (without `request_context`), a
+listener of three lines and every default on: keepalive, limits, time-outs, counters. *no extension*
+is the same with `WSMIDDLEWARE_SPEEDUPS=off`. The floor, an epoll loop in C over raw TCP, knows no
+WebSocket at all.
 
 What is compressed or goes to many is JSON: rows of numbers, names and English prose, each message
 another (zlib's usual level leaves a third of 16 KiB). One message again and again would flatter

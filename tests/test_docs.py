@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import wsmiddleware
 from support import ROOT, Server
 from wsmiddleware import WebSocketMiddleware
+from wsmiddleware.listeners.clients import WsClient, WsClients
+from wsmiddleware.listeners.session import Session
 
 DOCS = ROOT / "docs"
 SOURCE = "".join(file.read_text("utf-8") for file in sorted((ROOT / "wsmiddleware").rglob("*.py")))
@@ -67,6 +71,31 @@ def test_links_and_files_lead_somewhere(page: str) -> None:
         assert (DOCS / target).exists(), target
     for target in re.findall(r"\{literalinclude\} (\S+)", text):
         assert (DOCS / target).exists(), target
+
+
+def members(heading: str) -> set[str]:
+    """What the reference names in the first column of that part's table, arguments aside."""
+    part = read("api").split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\|(.*?)\|", part, re.MULTILINE)
+    return {re.split(r"[( ]", code)[0] for row in rows for code in re.findall(r"`([^`]+)`", row)}
+
+
+@pytest.mark.parametrize(
+    ("heading", "cls", "others"),
+    [
+        ("`wsclient`", WsClient, {"get_session"}),
+        ("`wsclients`", WsClients, {"len"}),
+        ("`session`", Session, {"attach", "environ", "to_dict"}),
+    ],
+)
+def test_reference_names_what_there_is(heading: str, cls: type, others: set[str]) -> None:
+    made = set(re.findall(r"^ +self\.([a-z]\w*)\b.* = ", inspect.getsource(cls), re.MULTILINE))
+    there = {name for name in vars(cls) if not name.startswith("_")} | made
+    assert members(heading) - others == there - others
+
+
+def test_reference_names_every_public_name() -> None:
+    assert [name for name in wsmiddleware.__all__ if f"`{name}" not in read("api")] == []
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -77,7 +77,8 @@ def test_push_is_the_examples() -> None:
 
 
 def test_settings_are_the_table() -> None:
-    assert markdown_table() in README
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert markdown_table() in page
 
 
 def test_test_command_is_what_continuous_integration_runs() -> None:

@@ -35,7 +35,7 @@ try:
     import gunicorn.workers
     from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 except (ImportError, RuntimeError) as exc:  # RuntimeError is what gunicorn makes of some of them
-    message = 'the gunicorn worker needs what comes with: pip install "wsmiddleware[gunicorn]"'
+    message = 'the gunicorn worker needs what comes with: pip install "gunicorn[gevent]"'
     raise ImportError(f"{message} ({exc})") from exc
 
 __all__ = ["GeventWebSocketWorker", "Handler"]

@@ -6,7 +6,7 @@
  * failed several times in a row: the server may be away, or may not let us in any more.
  */
 export class Live {
-  constructor(path, { onmessage, onstate, onrefused }) {
+  constructor(path, { onmessage, onstate = () => {}, onrefused }) {
     Object.assign(this, { path, onmessage, onstate, onrefused, attempts: 0, socket: null });
     addEventListener("online", () => this.timer && this.open());
     this.open();

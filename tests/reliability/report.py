@@ -24,7 +24,7 @@ _HEAD = """# Reliability
 What hostile, broken and unlucky peers, faults and long runs were made to do to the server, and what
 came of it. The figures are those of the last runs, written by them: `tox -e reliability`,
 `tox -e autobahn` and `tox -e soak`. Short forms of all three run in the continuous integration;
-[](security.md) names the tests.
+[Security](security.md) names the tests.
 """
 
 
