@@ -102,7 +102,7 @@ class Registry:
     @property
     def unfinished(self) -> int:
         """Connections that hold a place: arriving, open, or with callbacks still to end."""
-        listed = sum(channel.unfinished for channel in tuple(self.channels.values()))
+        listed = sum(len(channel.unfinished) for channel in tuple(self.channels.values()))
         return listed + self._arriving
 
     def members(self) -> Iterator[Member]:
@@ -142,19 +142,26 @@ class Registry:
     def drain(self, code: CloseCode, reason: str, timeout: float) -> None:
         """Let nobody in, close everybody, and wait until their last callbacks have ended.
 
-        Blocks for at most `timeout` seconds, then drops what is left.
+        Blocks for at most `timeout` seconds. A peer that has not answered in four fifths of it is
+        dropped: the rest is for the callbacks that this brings about.
         """
         self.is_draining = True
-        with gevent.Timeout(timeout, False):
-            self._settled.clear()
+        with gevent.Timeout(timeout * 0.8, False):
             self._close_all(code, reason, timeout)
             while not self._is_settled():
-                self._settled.wait()
-                self._settled.clear()
+                self._wait_for_change()
                 # Again: what was arriving may have been listed meanwhile.
                 self._close_all(code, reason, timeout)
-        for member in self.members():
-            member.connection.abort()
+        for channel in tuple(self.channels.values()):
+            for member in tuple(channel.unfinished):
+                member.connection.abort()
+        with gevent.Timeout(timeout * 0.2, False):
+            while not self._is_settled():
+                self._wait_for_change()
+
+    def _wait_for_change(self) -> None:
+        self._settled.wait()
+        self._settled.clear()
 
     def _close_all(self, code: CloseCode, reason: str, timeout: float) -> None:
         """Close in batches, all of them begun in the first half of `timeout`."""

@@ -285,4 +285,4 @@ def test_on_close_runs_once_for_every_on_open_in_a_storm(room: MakeRoom) -> None
     served.wait_until_settled()
     assert len(counts) >= 120  # who leaves before the handshake is read has never been there
     assert set(map(dataclasses.astuple, counts.values())) == {(1, 1)}
-    assert served.wsclients.size() == 0 and served.channel.unfinished == 0
+    assert served.wsclients.size() == 0 and not served.channel.unfinished

@@ -373,7 +373,7 @@ def test_nothing_of_a_connection_is_left_when_it_has_gone(room: MakeRoom, way: s
             with served.connect() as ws:
                 ws.send("x")
                 wait_until(lambda: len(left) == 4)
-            wait_until(lambda: served.channel.unfinished <= (way != "server"))
+            wait_until(lambda: len(served.channel.unfinished) <= (way != "server"))
             if way == "server":
                 wait_until(lambda: all(ref() is None for ref in left))
             wait_until(lambda: [ref() for ref in left[2:]] == [None, None])

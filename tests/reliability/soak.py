@@ -62,7 +62,7 @@ APP = """
             "watchers": watchers(),
             "objects": len(objects),
             "open": channel.size(),
-            "unfinished": channel.unfinished,
+            "unfinished": len(channel.unfinished),
             "groups": len(channel._groups),
             "opened": app.metrics.opened["soak"],
             "messages": app.metrics.messages_received,

@@ -160,7 +160,7 @@ def test_those_who_stay_get_everything_once_and_in_order(
         assert all(reader.ready() for reader in readers), [ledger.count for ledger in ledgers]
     assert {ledger.count for ledger in ledgers} == {expected}
     assert all(set(ledger.next.values()) == {count} for ledger in ledgers)
-    wait_until(lambda: served.channel.unfinished == 0)
+    wait_until(lambda: not served.channel.unfinished)
     seconds = time.monotonic() - started
     visits = served.middleware.metrics.opened["test"] - stay
     record(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 
-from support import Process, wait_until
+from support import Process, wait_until, websocket_request
 from support.apps import wrap
 from support.figures import longer, record
 from support.servers import serve_by, write_app
@@ -193,6 +194,31 @@ def test_quick_end_tells_five_hundred_clients(tmp_path: Path) -> None:
         assert time.monotonic() - started < 4
         gevent.joinall([each.greenlet for each in visitors], timeout=10)
         assert {each.code for each in visitors} == {1001}
+
+
+@pytest.mark.parametrize(
+    ("way", "number", "allowed"),
+    [
+        ("run", signal.SIGTERM, GRACE),
+        ("worker", signal.SIGTERM, GRACE + 1),
+        ("worker", signal.SIGINT, 3),
+    ],
+)
+def test_peers_that_do_not_answer_cost_no_hook(
+    tmp_path: Path, way: str, number: signal.Signals, allowed: float
+) -> None:
+    folder = write_app(tmp_path, APP, traffic=TRAFFIC)
+    with serve_by(way, folder) as process, ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(process.server.socket())
+            sock.sendall(websocket_request("/ws/traffic"))
+            assert sock.recv(65536).startswith(b"HTTP/1.1 101 ")
+        started = time.monotonic()
+        process.signal(number)
+        assert process.wait() == 0
+        assert time.monotonic() - started < allowed
+    assert [line[2] for line in notes(folder, "on_close")] == ["1006"] * 20
+    assert notes(folder).count("on_last_close") == 1
 
 
 # -- in batches -----------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Channel:
         self.settings = settings
         self.metrics = metrics
         #: Connections whose last callback has not ended yet; more than are open.
-        self.unfinished = 0
+        self.unfinished: set[Member] = set()
         #: Called when nothing runs or is due any more.
         self.on_settled: Callable[[], None] | None = None
         self.wsclients = WsClients(self)
@@ -119,7 +119,7 @@ class Channel:
     def add(self, member: Member, scope: Scope | None) -> Edge | None:
         """Count and list an open connection; the edge that its `on_open` has to wait for."""
         self._members[member.wsclient] = member
-        self.unfinished += 1
+        self.unfinished.add(member)
         self.metrics.opened[self.name] += 1
         if len(self._members) == 1:
             self._first = self._edges.opened(member.connection.reactor, scope)
@@ -136,9 +136,9 @@ class Channel:
             self._first = None
             self._edges.emptied(member.connection.reactor, scope)
 
-    def finished(self) -> None:
+    def finished(self, member: Member) -> None:
         """The last callback of a connection has ended."""
-        self.unfinished -= 1
+        self.unfinished.discard(member)
         if not self.unfinished:
             self._edges.wake()
             self.settle()

@@ -234,7 +234,7 @@ class Member(Instance):
             connection.bytes_sent,
             time.monotonic() - self._opened_at,
         )
-        channel.finished()
+        channel.finished(self)
 
     def _call_in_turn(self, worker: Worker, context: Context, name: str, *args: Any) -> Wire | None:
         """The same as `_call`, and never beside another callback that is called by this."""
