@@ -278,7 +278,7 @@ def test_client_runs_in_a_native_thread(ours: str) -> None:
         listener = Recorder()
         ws = create_websocket_client(ours, listener)
         ws.send_text("x")
-        ws.wait(0.2)
+        listener.wait_for("text", "x")
         ws.disconnect()
         return listener.names()
 

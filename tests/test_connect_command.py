@@ -65,11 +65,22 @@ def test_once_gives_the_answer_behind_the_greeting(tmp_path: Path) -> None:
 
 
 def test_lines_of_a_pipe_are_messages(tmp_path: Path) -> None:
-    with websockets_server(echo) as url:
+    def echo_four(ws: ServerConnection) -> None:
+        for _ in range(4):
+            ws.send(ws.recv())
+
+    with websockets_server(echo_four) as url:  # which then closes: nothing has to be waited for
         status, output, _ = connect(
-            tmp_path, url, "--linger", "0.3", text="eins\r\nzwei\n\nfünf".encode()
+            tmp_path, url, "--linger", "10", text="eins\r\nzwei\n\nfünf".encode()
         )
     assert (status, output.decode()) == (0, "eins\nzwei\n\nfünf\n")
+
+
+def test_answers_that_do_not_come_are_waited_for_as_long_as_was_asked(tmp_path: Path) -> None:
+    with websockets_server(list) as url:  # which says nothing
+        status, output, errors = connect(tmp_path, url, "--linger", "0.1", text=b"hi\n")
+    assert (status, output) == (0, b"")
+    assert "closed by the server" not in errors
 
 
 def test_pipe_as_a_whole_is_one_binary_message(tmp_path: Path) -> None:
@@ -105,10 +116,17 @@ def test_headers_and_subprotocols_are_sent(tmp_path: Path) -> None:
 
 
 def test_pings_show_their_round_trip(tmp_path: Path) -> None:
-    def wait(ws: ServerConnection) -> None:
-        gevent.sleep(0.5)
+    def answer_three(sock: socket.socket) -> None:  # one that tells nothing, two that do
+        accept(sock)
+        with sock.makefile("rb") as stream:
+            for _ in range(3):
+                head = stream.read(6)
+                assert (head[0], head[1]) == (0x89, 0x80), head  # an empty ping, masked
+                sock.sendall(b"\x8a\x00")
+            sock.sendall(b"\x88\x02\x03\xe8")
+            stream.read()  # to the end: what nobody has read would make the close a reset
 
-    with websockets_server(wait) as url:
+    with raw_server(answer_three) as url:
         status, _, errors = connect(tmp_path, url, "--ping", "0.1")
     assert status == 0
     assert len(re.findall(r"pong \d+\.\d ms", errors)) >= 2

@@ -57,11 +57,11 @@ class Served(NamedTuple):
 
 @pytest.fixture
 def application(tmp_path: Path) -> Path:
-    """The programs of docs/frameworks/, one listener more, and pings twice a second."""
+    """The programs of docs/frameworks/, one listener more, and pings ten times a second."""
     ignored = shutil.ignore_patterns("websocket.json", "__pycache__")
     folder = shutil.copytree(ROOT / "docs" / "frameworks", tmp_path / "application", ignore=ignored)
     (folder / "websockets" / "where.py").write_text(WHERE, encoding="utf-8")
-    (folder / "websocket.json").write_text('{"pingInterval": 0.5}', encoding="utf-8")
+    (folder / "websocket.json").write_text('{"pingInterval": 0.1}', encoding="utf-8")
     return folder
 
 

@@ -40,20 +40,22 @@ def test_a_request_that_does_not_end_gets_408() -> None:
 
 def test_the_clock_runs_neither_before_nor_behind_a_request() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        gevent.sleep(0.1)
+        clocks.append(handler._timer)
         return refusing(environ, start_response)
 
+    clocks: list[object] = []
     server = WSGIServer(("127.0.0.1", 0), app, log=None)
-    server.handshake_timeout = 0.05
     server.start()
     try:
         with Server(server.server_port).socket() as client:
-            gevent.sleep(0.1)
-            assert server.idle_handlers
+            wait_until(lambda: server.idle_handlers)
+            (handler,) = server.idle_handlers
+            clocks.append(handler._timer)
             client.sendall(b"GET / HTTP/1.1\r\n")
-            wait_until(lambda: not server.idle_handlers)
+            wait_until(lambda: handler._timer)
             client.sendall(b"Host: x\r\n\r\n")
             assert read_head(client).startswith(b"HTTP/1.1 403")
+            assert clocks == [None, None]
     finally:
         server.stop()
 

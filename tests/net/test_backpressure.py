@@ -30,6 +30,7 @@ from support.wire import (
 )
 from wsmiddleware import ConnectionClosed, SlowConsumerError, WebSocketMiddleware
 from wsmiddleware.net.connection import LARGE_RECV_SIZE, Connection
+from wsmiddleware.net.throttle import Throttle
 from wsmiddleware.protocol.deflate import compress
 
 Serve = Callable[..., Server]
@@ -256,11 +257,14 @@ def test_native_threads_send_in_order(serve: Serve) -> None:
 
 def test_native_thread_never_waits_for_a_slow_consumer(serve: Serve) -> None:
     with stalled(serve, send_timeout=60) as it:
+        # Far past the mark: what the kernel takes after a delayed acknowledgement makes no room.
+        it.outbox.hold(it.connection.encode(b"y" * MARK, False))
         started = time.monotonic()
         in_thread(lambda: it.client.send("too much"))
         assert time.monotonic() - started < 5
         wait_until(lambda: not it.client.is_open())
         it.read_queued()
+        assert it.peer.read() == (BINARY, b"y" * MARK)
         assert it.peer.read_close() == (1013, "slow consumer")
 
 
@@ -298,7 +302,9 @@ def test_what_is_sent_shows_when_the_callback_blocks(serve: Serve) -> None:
         assert peer.read_text() == "done"
 
 
-def test_replies_of_a_batch_share_a_write(serve: Serve) -> None:
+def test_replies_of_a_batch_share_a_write(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("net.connection", "listeners.invoke"):  # however slow the machine is just then
+        monkeypatch.setattr(f"wsmiddleware.{module}.TURN", 60.0)
     with peer_of(serve(middleware_for(Log().listener()))) as peer:
         peer.send(*(frame(TEXT, f"{n:04}") for n in range(8)))
         assert [peer.read_text() for _ in range(8)] == [f"{n:04}" for n in range(8)]
@@ -456,7 +462,8 @@ def test_message_rate_pauses_reading_and_loses_nothing(serve: Serve) -> None:
         peer.send(*(frame(TEXT, f"{number}") for number in range(80)))
         assert [peer.read_text() for _ in range(80)] == [f"{number}" for number in range(80)]
         assert 0.5 < time.monotonic() - started < 3
-    assert middleware.metrics.throttled >= 10
+    # How often depends on the loop: held up for a while, the bucket gives several at once.
+    assert middleware.metrics.throttled >= 1
     assert len(log.messages) == 80
 
 
@@ -471,7 +478,17 @@ def test_message_rate_lets_a_burst_through(serve: Serve) -> None:
     assert middleware.metrics.throttled == 0
 
 
-def test_message_rate_goes_on_after_a_timer_that_came_early(serve: Serve) -> None:
+def test_message_rate_goes_on_after_a_timer_that_came_early(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = Throttle.start, Event()
+
+    def start_second(self: Throttle, callback: Callable[[], object]) -> None:
+        if started.is_set():
+            start(self, callback)
+        started.set()  # the first does not come: `_resume` is called early below
+
+    monkeypatch.setattr(Throttle, "start", start_second)
     middleware = middleware_for(Log().listener(), max_message_rate=5)
     with peer_of(serve(middleware)) as peer:
         peer.send(*(frame(TEXT, f"{number}") for number in range(6)))
@@ -479,8 +496,6 @@ def test_message_rate_goes_on_after_a_timer_that_came_early(serve: Serve) -> Non
             peer.read()
         connection = connection_of(middleware)
         wait_until(lambda: connection._is_paused)
-        assert connection._throttle is not None
-        connection._throttle.stop()
         connection._resume()
         assert peer.read_text() == "5"
 
@@ -491,8 +506,11 @@ def test_message_rate_does_not_fill_the_inbox_past_its_limit(serve: Serve) -> No
         wait_until(lambda: log.messages)
         peer.send(*(frame(TEXT, "x") for _ in range(400)))
         wait_until(lambda: len(connection._inbox) >= 256)
+        # Of a loop that is held up, the bucket lets as many as it holds in at once.
+        full = len(connection._inbox)
+        assert full < 256 + 200
         gevent.sleep(0.3)  # by their rate 60 more might come
-        assert len(connection._inbox) < 260
+        assert len(connection._inbox) == full
         release.set()
         peer.send(frame(TEXT, "last"))
         assert peer.read_text() == "done"

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsmiddleware.protocol.deflate import (
@@ -248,6 +248,7 @@ def wires(draw: st.DrawFn) -> bytes:
 @example(b"\xf3\x48\xcd\xc9\xc9\x07\x00", 5)
 @example(b"\x00\x04\x00\xfb\xff", 4)
 @example(b"\x00\x04\x00\xfb\xff", 3)
+@settings(deadline=None)
 def test_decompress_gives_what_inflater_gives(wire: bytes, limit: int) -> None:
     whole = outcome(lambda: decompress(wire, limit))
     assert whole == outcome(lambda: Inflater().feed(wire, True, limit))

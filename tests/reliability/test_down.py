@@ -225,14 +225,20 @@ def test_peers_that_do_not_answer_cost_no_hook(
 
 
 class Closing:
-    """A member whose connection notes when it was closed."""
+    """A member whose connection notes when it was closed, by a clock that only waiting moves."""
+
+    now = 0.0
 
     def __init__(self, times: list[float]) -> None:
         self.connection = self
         self._times = times
 
+    @classmethod
+    def wait(cls, seconds: float) -> None:
+        cls.now += seconds
+
     def close(self, code: int, reason: str) -> None:
-        self._times.append(time.monotonic())
+        self._times.append(self.now)
 
     def abort(self) -> None: ...
 
@@ -248,6 +254,8 @@ def test_many_clients_are_closed_in_batches(
     members = [Closing(times) for _ in range(count)]
     monkeypatch.setattr(registry, "members", lambda: iter(members))
     monkeypatch.setattr(type(registry), "size", count)
+    monkeypatch.setattr(Closing, "now", 0.0)
+    monkeypatch.setattr(gevent, "sleep", Closing.wait)
     registry.drain(CloseCode.GOING_AWAY, "", grace)
     assert len(times) == count
     spread = times[-1] - times[0]

@@ -98,6 +98,8 @@ class Reactor:
         #: The last step that was; and what is due since then and has not been looked at.
         self._slot = 0
         self._overdue: deque[Ticking] = deque()
+        #: The rest of that has its look in the next turn: one, however often the clock ticks.
+        self._is_look_due = False
         self._last = 0.0
         self._timer: Any = None
         self._next: list[Callable[[], object]] = []
@@ -215,7 +217,8 @@ class Reactor:
         while self._slot < int(self.now / self._step):
             self._slot += 1
             self._overdue += self._slots.pop(self._slot, ())
-        self._look()
+        if not self._is_look_due:
+            self._look()
         self.pool.tick(self.now)
         if not self._slots and not self._overdue and self.pool.is_idle:
             self._timer.stop()
@@ -225,6 +228,7 @@ class Reactor:
 
     def _look(self) -> None:
         """Look at what is due, not at ten thousand at once: that would hold up the loop."""
+        self._is_look_due = False
         for _ in range(min(_LOOKS, len(self._overdue))):
             ticking = self._overdue.popleft()
             if ticking.slot:  # nobody has forgotten it meanwhile
@@ -233,4 +237,5 @@ class Reactor:
                     ticking.slot = 0
                     self.watch(ticking, at)
         if self._overdue:
+            self._is_look_due = True
             self.next_turn(self._look)
