@@ -327,3 +327,69 @@ def test_flask_socketio_works_beside_us(serve: Serve) -> None:
         assert str(client.recv(timeout=5)).startswith('40{"sid":')
         client.send('421["shout","hello"]')  # an event that asks for an acknowledgement
         assert client.recv(timeout=5) == '431["HELLO"]'
+
+
+# -- what a request may look like -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])
+def test_body_that_nobody_reads_is_waited_for_as_long_as_a_request(serve: Serve, head: str) -> None:
+    class Handler(WebSocketHandler):
+        handshake_timeout = 0.1
+
+    with serve(refusing, handler_class=Handler).socket() as client:
+        client.sendall(f"POST / HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode())
+        # One answer, and the end: nothing of what has come late is a request.
+        answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 403 ") and answer.count(b"HTTP/1.1") == 1
+
+
+def test_body_that_nobody_reads_and_that_comes_keeps_the_connection(serve: Serve) -> None:
+    with serve(refusing).socket() as client:
+        for _ in range(2):
+            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+            assert b"HTTP/1.1 403 " in read_head(client)  # behind the body of the one before
+            gevent.sleep(0.01)
+            client.sendall(b"hello")
+
+
+HIDING = {
+    "two lengths": b"Content-Length: 0\r\nContent-Length: 34\r\n",
+    "two lengths, folded": b"Content-Length: 0\r\nX: a\r\n b\r\ncontent-length: 34\r\n",
+    "a blank behind the name": b"Content-Length : 34\r\n",
+    "a line that is no header": b"garbage\r\nContent-Length: 34\r\n",
+    "an empty name": b": x\r\nContent-Length: 34\r\n",
+}
+
+
+@pytest.mark.parametrize("case", HIDING)
+def test_head_that_would_hide_a_body_is_refused(serve: Serve, case: str) -> None:
+    app = Accepting()
+    with serve(app).socket() as client:
+        hidden = b"GET /hidden HTTP/1.1\r\nHost: x\r\n\r\n"
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + HIDING[case] + b"\r\n" + hidden)
+        answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("http://example.com/chat?x=1", "example.com /chat x=1"),
+        ("HTTP://example.com:8000", "example.com:8000 / "),
+        ("https://example.com?x", "example.com / x"),
+        ("/http://example.com/", "x /http://example.com/ "),
+    ],
+)
+def test_target_may_be_a_whole_url_and_its_host_counts(
+    serve: Serve, target: str, expected: str
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return [" ".join(environ[name] for name in names).encode()]
+
+    names = ("HTTP_HOST", "PATH_INFO", "QUERY_STRING")
+    with serve(app).socket() as client:
+        head = f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        client.sendall(head.encode())
+        assert read_all(client).split(b"\r\n\r\n", 1)[1].strip(b"\r\n0").decode().endswith(expected)

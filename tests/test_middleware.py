@@ -164,6 +164,20 @@ def test_header_that_may_stand_once_is_refused_twice(
     assert ask(server, request).status == status
 
 
+@pytest.mark.parametrize("host", ["u@localhost", "a/b", "a b", "[::1", "x:port", "a,b", ""])
+def test_host_that_is_none_is_refused(host: str, server: Server) -> None:
+    assert ask(server, websocket_request("/ws/echo", host=host)).status == 400
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "a_b.example:8000", "[::1]:80", "[2001:db8::1]", "x:"]
+)
+def test_host_that_is_one_is_not(host: str, server: Server) -> None:
+    with server.socket() as sock:
+        sock.sendall(websocket_request("/ws/echo", host=host))
+        assert sock.recv(65536).startswith(b"HTTP/1.1 101 ")
+
+
 def test_two_origins_are_none(server: Server) -> None:
     origin = f"Origin: http://127.0.0.1:{server.port}\r\n".encode()
     host = f"127.0.0.1:{server.port}"

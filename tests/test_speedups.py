@@ -74,6 +74,9 @@ class Connection:
 
     write = hold
 
+    def flush(self) -> None:
+        pass
+
     def flush_soon(self) -> None:
         self.calls.append(("flush_soon",))
 
@@ -826,6 +829,9 @@ def test_stream_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) 
             got.append(link.far.recv(1 << 22))
             link.stream.is_open = not is_broken
 
+        def flush(self) -> None:
+            pass
+
     connection.start_with(Outbox())
     link.serve(Listener(), "first", big)
     assert got[0][: len(before)] == before
@@ -1006,3 +1012,15 @@ def test_stream_leaks_nothing_of_compressed_messages(deflate_link: Link) -> None
         deflate_link.connection.take_calls()
 
     assert_leaks_nothing(turn)
+
+
+def test_stream_survives_a_close_while_the_hub_is_asked_to_flush(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flush_soon() -> None:  # as a finalizer does it, which the collector runs in there
+        link.stream.take_pending()
+        link.stream.is_open = False
+        link.connection.due.clear()
+
+    monkeypatch.setattr(link.connection, "flush_soon", flush_soon)
+    assert [call[0] for call in link.serve(Listener(), "a", "b", "c")] == ["run"]

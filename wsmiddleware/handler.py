@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from wsmiddleware.protocol.head import read_head
 from wsmiddleware.upgrade import ENVIRON_KEY, STOCK_ENVIRON_KEY, park, take_buffered
 
 __all__ = ["HandlerUpgrade", "LazyWebSocket", "WebSocketHandler", "stop_reading"]
+
+_ABSOLUTE = re.compile("https?://([^/?#]*)", re.IGNORECASE)
 
 _TIMEOUT_RESPONSE = (
     "408 Request Timeout",
@@ -146,7 +149,10 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
     websocket: LazyWebSocket | None = None
 
     socket: Any
+    path: str
     _timer: gevent.Timeout | None = None
+    #: The host of a request's target where that is a whole URL.
+    _authority: str | None = None
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
         self._source = _Source(sock) if rfile is None else None
@@ -185,11 +191,31 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
         """Read the headers; the request's clock stops here, its body is the application's."""
         is_read = bool(super().read_request(raw_requestline))
         self._stop_timer()
+        # RFC 9112, section 3.2.2: as proxies are asked; its host is the one that counts.
+        absolute = _ABSOLUTE.match(self.path)
+        self._authority = absolute[1] if absolute else None
+        if absolute:
+            self.path = "/" + self.path[absolute.end() :].removeprefix("/")
         return is_read
+
+    def get_environ(self) -> dict[str, Any]:
+        """As PEP 3333."""
+        environ: dict[str, Any] = super().get_environ()
+        if self._authority is not None:
+            environ["HTTP_HOST"] = self._authority
+        return environ
 
     def MessageClass(self, rfile: io.BufferedReader, *args: Any) -> Any:
         """The headers of the request; what is not plain goes the stock way, through `email`."""
-        return read_head(rfile) or super().MessageClass(rfile, *args)
+        head = read_head(rfile)
+        if head is None:
+            head = super().MessageClass(rfile, *args)
+            # A line that is no header ends them for that parser: it would hide those behind it.
+            if head.defects or head.get_payload():
+                raise ValueError("a line that is no header")
+            if len(head.get_all("content-length", ())) > 1:
+                raise ValueError("more than one Content-Length")
+        return head
 
     def run_application(self) -> None:
         """Call the application with both ways to upgrade in the environ."""
@@ -210,6 +236,18 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
         finally:
             upgrade.forget()
             self._finish_websocket(environ)
+            self._discard_body()
+
+    def _discard_body(self) -> None:
+        """Read what nobody has read of the body, for as long as a request may take to come."""
+        body = self.wsgi_input
+        if body.position >= (body.content_length or 0) and not body.chunked_input:
+            return
+        with contextlib.suppress(OSError), gevent.Timeout(self.handshake_timeout, False):
+            body._discard()
+            return
+        self.close_connection = True
+        body.content_length, body.chunked_input = 0, False
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None

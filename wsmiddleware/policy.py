@@ -7,6 +7,7 @@ operator. Their order is that of `wsmiddleware.admission`.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ __all__ = [
     "decode_path",
     "refuse",
 ]
+
+
+# A name or an address, and maybe a port: RFC 3986, section 3.2.
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s/?#@,:\[\]\\]+)(:[0-9]*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ def _find_problem(environ: Mapping[str, Any]) -> str | None:
     if environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ:
         return "A WebSocket handshake has no body."
     host = environ.get("HTTP_HOST", "")
-    if not host or "," in host:  # servers join what is there twice: RFC 9112, section 3.2
+    if not _HOST.fullmatch(host):  # RFC 9112, section 3.2; servers join what is there twice
         return "A WebSocket handshake needs one Host header."
     if not handshake.is_valid_key(_key(environ)):
         return "Sec-WebSocket-Key must be 16 bytes in base64."

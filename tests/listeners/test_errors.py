@@ -200,3 +200,66 @@ def test_error_of_one_connection_is_not_anothers(room: MakeRoom) -> None:
         assert one.recv(5) == "yours, one"
         two.send("hello")
         assert two.recv(5) == "hello"
+
+
+class Unspeakable(Exception):
+    """Its text cannot be had."""
+
+    def __str__(self) -> str:
+        raise AttributeError("message")
+
+
+@pytest.mark.parametrize("name", ["on_open", "on_message", "on_error", "on_close"])
+def test_exception_whose_text_cannot_be_had_is_one_like_any_other(
+    room: MakeRoom, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    def fail(self: Any, *args: Any) -> None:
+        raise Unspeakable
+
+    def on_message(self: Any, wsclient: Any, message: str) -> str:
+        if message == "raise":
+            raise Unspeakable
+        return message
+
+    callbacks: dict[str, Any] = {name: fail, "on_message": on_message}
+    served = room(type("Test", (WebSocketListener,), callbacks), debug=True)
+    with served.connect() as ws:
+        if name == "on_open":
+            assert "str() failed" in ws.recv(5)
+        ws.send("raise")
+        ws.send("text")
+        while ws.recv(5) != "text":
+            pass
+    served.wait_until_settled()
+    assert "Unspeakable: <exception str() failed>" in caplog.text
+    assert "please report it" not in caplog.text
+
+
+def test_error_of_on_open_async_waits_for_its_turn_beyond_the_end(room: MakeRoom) -> None:
+    told: list[str] = []
+    has_begun, go = Event(), Event()
+
+    class Test(WebSocketListener):
+        def on_open_async(self, wsclient: Any) -> None:
+            has_begun.wait(5)
+            raise LookupError
+
+        def on_message(self, wsclient: Any, message: str) -> None:
+            has_begun.set()
+            go.wait(5)
+            told.append("message")
+
+        def on_error(self, wsclient: Any, exception: BaseException) -> None:
+            told.append(type(exception).__name__)
+
+    served = room(Test, grace_period=0.1)
+    with served.connect() as ws:
+        ws.send("x")
+        assert has_begun.wait(5)
+        gevent.sleep(0.05)
+    wait_until(lambda: not served.wsclients.size())
+    gevent.sleep(0.5)  # the grace period is over, by the coarse clock too
+    go.set()
+    served.wait_until_settled()
+    wait_until(lambda: len(told) == 2)
+    assert sorted(told) == ["LookupError", "message"]

@@ -9,13 +9,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from select import select
 from typing import Any
 
 import gevent
 import pytest
 from greenlet import greenlet
 
-from support import Server, wait_until, websocket_request
+from support import PATIENCE, Server, wait_until, websocket_request
 from support.wire import (
     BINARY,
     PING,
@@ -29,6 +30,7 @@ from support.wire import (
     middleware_for,
     peer_of,
 )
+from wsmiddleware.listeners.clients import WsClient
 from wsmiddleware.protocol.engine import Engine
 
 Serve = Callable[..., Server]
@@ -178,6 +180,55 @@ def test_broadcast_goes_on_past_a_client_whose_socket_breaks(serve: Serve) -> No
         assert second.read_text() == "news"
         assert not broken.is_open()
         first.read_end()
+
+
+def has_come(peer: Peer) -> bool:
+    """Something is there for the peer; waits for it without letting anyone else run."""
+    return bool(select([peer.sock.fileno()], [], [], PATIENCE)[0])
+
+
+def test_what_a_callback_sends_goes_before_the_next_callback(serve: Serve) -> None:
+    def on_message(self: Any, wsclient: WsClient, message: str) -> None:
+        came.append([has_come(peers[name]) for name in done])
+        wsclient.send("now")
+        done.append(message)
+
+    log = Log()
+    done: list[str] = []
+    came: list[list[bool]] = []
+    server = serve(middleware_for(log.listener(on_message=on_message)))
+    with peer_of(server) as one, peer_of(server) as other:
+        peers = {"one": one, "other": other}
+        wait_until(lambda: len(log.clients) == 2)
+        one.send(frame(TEXT, "one"))  # both have come when the loop looks
+        other.send(frame(TEXT, "other"))
+        wait_until(lambda: len(done) == 2)
+    assert came == [[], [True]]
+
+
+def test_what_comes_from_elsewhere_does_not_wait_for_the_callback_that_blocks(serve: Serve) -> None:
+    def on_message(self: Any, wsclient: WsClient, message: str) -> None:
+        if message == "block":
+            blocked.append(wsclient)
+            go.wait(PATIENCE)
+        else:
+            blocked[0].send("now")
+            came.append(has_come(one))
+            wsclient.broadcast("news", exclude=wsclient)
+
+    go = gevent.event.Event()
+    log = Log()
+    blocked: list[WsClient] = []
+    came: list[bool] = []
+    server = serve(middleware_for(log.listener(on_message=on_message)))
+    with peer_of(server) as one, peer_of(server) as other:
+        one.send(frame(TEXT, "block"))
+        wait_until(lambda: blocked)
+        other.send(frame(TEXT, "send"))
+        assert one.read_text() == "now"
+        assert one.read_text() == "news"
+        go.set()
+    assert came == [True]
 
 
 # -- faults and traces ------------------------------------------------------------------------

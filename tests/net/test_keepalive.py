@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -217,3 +218,20 @@ def test_session_may_change_its_idle_timeout(serve: Serve) -> None:
     with peer_of(serve(middleware_for(Log().listener(on_open=on_open)))) as peer:
         assert peer.read_close() == (1001, "idle")
         peer.send(close_frame(1001))
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_message_rate": 1}])
+def test_flood_of_pings_is_no_message(serve: Serve, settings: dict[str, Any]) -> None:
+    middleware = middleware_for((log := Log()).listener(), idle_timeout=0.3, **settings)
+    with peer_of(serve(middleware)) as peer:
+
+        def flood() -> list[tuple[int, str]]:
+            with contextlib.suppress(OSError):
+                peer.send(frame(PING, b"") * 600)  # more than one turn takes
+            return log.closes
+
+        wait_until(flood)
+        opcode, payload = peer.read()
+        while opcode == PONG:
+            opcode, payload = peer.read()
+        assert payload[2:] == b"idle"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -177,3 +178,24 @@ def test_owner_is_told_of_a_stream_that_breaks_in_a_stall(bench: Bench) -> None:
     bench.peer.close()
     wait_until(lambda: bench.owner.errors)
     assert bench.owner.drained_count == 0
+
+
+def test_outbox_that_is_closed_within_a_write_watches_nothing(bench: Bench) -> None:
+    class Closing(Recorded):
+        """As a finalizer may close it, which the collector runs there."""
+
+        __slots__ = ()
+
+        def send(self, data: Any) -> int:  # type: ignore[override]
+            sent = super().send(data)
+            bench.outbox.close()
+            return sent
+
+    transport = Closing(fileno=os.dup(bench.transport.fileno()))
+    transport.setblocking(False)
+    transport.sizes = []
+    bench.outbox = Outbox(bench.loop, transport, bench.owner, 1000)
+    bench.outbox.write(b"x" * 500_000)
+    assert bench.outbox._watcher is None
+    assert not bench.outbox.is_stalled
+    transport.close()

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-unsigned char buffer[BUFFER_SIZE + LARGE];
+_Thread_local unsigned char buffer[BUFFER_SIZE + LARGE];
 
 /* -- frames ------------------------------------------------------------------------------------ */
 

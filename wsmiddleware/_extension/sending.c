@@ -95,6 +95,13 @@ int flush_pending(Stream *self)
     return result;
 }
 
+/* Send what waits, if the socket takes it. */
+int flush_outbox(Stream *self)
+{
+    Py_ssize_t waiting = get_waiting(self->outbox);
+    return waiting > 0 ? call(self->outbox, names.flush, NULL) : waiting;
+}
+
 PyObject *Stream_take_pending(Stream *self, PyObject *ignored)
 {
     (void)ignored;

@@ -97,10 +97,10 @@ static int serve(Stream *self, PyObject *worker)
         /* Nothing of a callback's greenlet-locals is there for the next one. */
         if (result == 0 && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
             result = call(worker, names.forget, NULL);
-        rest = PyList_GET_SIZE(due);
         /* The next callback may block. */
-        if (result == 0 && rest && self->pending && !self->is_flush_due)
+        if (result == 0 && PyList_GET_SIZE(due) && self->pending && !self->is_flush_due)
             self->is_flush_due = 1, result = call(self->connection, names.flush_soon, NULL);
+        rest = PyList_GET_SIZE(due); /* only now: a finalizer may have closed the connection */
         if (rest && now() > ends)
             break;
     }
@@ -161,6 +161,9 @@ static int run(Stream *self, PyObject *worker)
     if (set_slot(&slots.worker, self->connection, worker) < 0)
         return -1;
     result = make_due(self) < 0 ? -1 : serve(self, worker);
+    /* As `_run` does: what callbacks have queued does not wait for those of other connections. */
+    if (result == 0 && !PyList_GET_SIZE(self->due))
+        result = flush_outbox(self);
     PyObject *exception = PyErr_GetRaisedException();
     if (set_slot(&slots.worker, self->connection, Py_None) < 0)
         result = -1;

@@ -97,6 +97,7 @@ struct Stream {
     X(broken, "broken") \
     X(encode, "encode") \
     X(failed, "failed") \
+    X(flush, "flush") \
     X(flush_soon, "flush_soon") \
     X(forget, "forget_locals") \
     X(hold, "hold") \
@@ -134,7 +135,7 @@ typedef struct {
 typedef struct { FOR_EACH_SLOT(DECLARE_SLOT) } Slots;
 extern Slots slots;
 
-extern unsigned char buffer[BUFFER_SIZE + LARGE];
+extern _Thread_local unsigned char buffer[BUFFER_SIZE + LARGE];
 /* Of protocol/deflate.py: how a message is inflated, and from how many bytes on one is deflated. */
 extern PyObject *decompress;
 extern Py_ssize_t min_compress_size;
@@ -158,6 +159,7 @@ PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count);
 /* sending.c */
 int call(PyObject *object, PyObject *method, PyObject *argument);
 int flush_pending(Stream *self);
+int flush_outbox(Stream *self);
 int answer(Stream *self, PyObject *reply, int is_last);
 PyObject *Stream_take_pending(Stream *self, PyObject *ignored);
 PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count);

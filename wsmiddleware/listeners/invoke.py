@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextvars import Context
@@ -210,17 +211,24 @@ class Member(Instance):
     def unlist(self) -> None:
         """The connection is no longer open. Any greenlet; never blocks."""
         reactor, worker = self.connection.reactor, self._async_worker
-        if worker is not None:
+        # Without a deadline it only waits for its turn to tell of an error.
+        if worker is not None and worker.deadline < math.inf:
             grace = reactor.now + self._channel.settings.grace_period
             worker.deadline = min(worker.deadline, grace)
         self._channel.remove(self, self._scope)
 
     def closed(self, worker: Worker) -> None:
         """Run `on_close`, the last callback."""
+        try:
+            if "on_close" in self._channel.callbacks:
+                phrase = self.connection.close_reason
+                self._call_in_turn(worker, self._context, "on_close", self.wsclient, phrase)
+            self._tell_end()
+        finally:
+            self._channel.finished(self)
+
+    def _tell_end(self) -> None:
         connection, channel = self.connection, self._channel
-        if "on_close" in channel.callbacks:
-            phrase = connection.close_reason
-            self._call_in_turn(worker, self._context, "on_close", self.wsclient, phrase)
         code = connection.close_code
         channel.metrics.closed[channel.name, code] += 1
         _log.info(
@@ -234,7 +242,6 @@ class Member(Instance):
             connection.bytes_sent,
             time.monotonic() - self._opened_at,
         )
-        channel.finished(self)
 
     def _call_in_turn(self, worker: Worker, context: Context, name: str, *args: Any) -> Wire | None:
         """The same as `_call`, and never beside another callback that is called by this."""
@@ -283,7 +290,7 @@ class Member(Instance):
         _log.error("%s: %s raised %s", self.wsclient.id, where, _name(error), exc_info=error)
         if name == "on_error" or not channel.settings.debug:
             return None
-        report = {"error": {"type": type(error).__name__, "message": str(error)}}
+        report = {"error": {"type": type(error).__name__, "message": _text(error)}}
         return self.connection.encode(to_data(report), True)
 
     def _send(self, wire: Wire | None) -> None:
@@ -297,4 +304,11 @@ class Member(Instance):
 
 
 def _name(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {_text(error)}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # in the words of tracebacks
+        return "<exception str() failed>"

@@ -59,6 +59,7 @@ class Connection(Link):
         "_inbox",
         "_is_discarding",
         "_is_opened",
+        "_is_paused",
         "_is_resume_due",
         "_is_told_of_pings",
         "_throttle",
@@ -75,6 +76,8 @@ class Connection(Link):
         self._due: Due = []
         self._is_discarding = False
         self._is_opened = False
+        #: Input is left where it is for the moment.
+        self._is_paused = False
         self._is_resume_due = False
         self._is_told_of_pings = False
         self._throttle: Throttle | None = None
@@ -245,7 +248,7 @@ class Connection(Link):
         if self._worker is not None and self._is_inbox_full():
             return  # the worker will come
         self._is_paused = False
-        self.keepalive.hold(self.reactor.now)
+        self.keepalive.last_received = self.reactor.now
         self._start_watcher()
         if self._engine.more:
             self._receive(b"")
@@ -292,6 +295,9 @@ class Connection(Link):
         if stream is not None:
             keepalive.last_received = max(keepalive.last_received, stream.last_received)
             keepalive.last_message = max(keepalive.last_message, stream.last_message)
+        # Not where only the next turn is awaited: so does a flood of pings, and is no message.
+        if self._is_paused and not self._is_resume_due:
+            keepalive.hold(now)
         return super().tick(now)
 
     # -- callbacks, in a worker ---------------------------------------------------------------

@@ -41,7 +41,6 @@ class Link(Sender):
         "_closed",
         "_deadline",
         "_ending",
-        "_is_paused",
         "_last_deadline",
         "_receiver",
         "_watcher",
@@ -63,8 +62,6 @@ class Link(Sender):
         self._deadline = math.inf
         #: Up to when the deadline moves on while the peer takes what is queued.
         self._last_deadline = math.inf
-        #: Input is left where it is for the moment.
-        self._is_paused = False
 
     @property
     def failure(self) -> Fail | None:
@@ -236,8 +233,6 @@ class Link(Sender):
         return self.state is State.OPEN and self._ending is None
 
     def _keep_alive(self, now: float) -> None:
-        if self._is_paused:
-            self.keepalive.hold(now)
         verdict = self.keepalive.check(now)
         if verdict is Verdict.PING:
             # Where something waits, that is as good as a ping: TCP has to acknowledge it.

@@ -154,6 +154,8 @@ class Outbox:
         return True
 
     def _stall(self) -> None:
+        if self._owner is None:
+            return  # closed meanwhile, by a finalizer
         self.is_stalled = True
         if self._watcher is None:
             self._watcher = self._loop.io(self._transport.fileno(), _WRITE)

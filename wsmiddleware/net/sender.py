@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from gevent import getcurrent
+
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
 from wsmiddleware.net.keepalive import Keepalive
@@ -158,6 +160,9 @@ class Sender(ABC):
             self.outbox.write(wire)
         else:
             self.hold(wire)
+            if self._worker is not getcurrent():
+                # Its like comes from the callback that runs, not from whoever sends this.
+                self.outbox.flush()
 
     def hold(self, wire: Wire) -> None:
         """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""

@@ -26,9 +26,12 @@ class Head:
     def __init__(self, lines: list[str]) -> None:
         #: The lines in their order, without line ends.
         self.headers = lines
-        self._values: dict[str, str] = {}
-        for name, value in self.items():
-            self._values.setdefault(name.lower(), value)
+        pairs = self.items()
+        self._values = {name.lower(): value for name, value in reversed(pairs)}
+        if len(self._values) < len(pairs):
+            names = [name.lower() for name, _ in pairs]
+            if names.count("content-length") > 1:  # RFC 9112, section 6.3: which would count?
+                raise ValueError("more than one Content-Length")
 
     def items(self) -> list[tuple[str, str]]:
         """Names and values as they came."""
@@ -54,7 +57,7 @@ class Head:
 def read_head(rfile: io.BufferedReader) -> Head | None:
     """Take the header lines from `rfile`; `None`, and nothing taken, where they are not all plain.
 
-    Blocks only where nothing is buffered.
+    Blocks only where nothing is buffered. Raises `ValueError` for a second ``Content-Length``.
     """
     found = _LINES.match(rfile.peek())
     if found is None:
