@@ -209,7 +209,7 @@ def test_add_raw_adds_the_connection_and_nothing_else_changes(serve: Serve) -> N
 def test_json_holds_no_secret(serve: Serve) -> None:
     class Secretive(WebSocketListener):
         token = "s3cr3t"
-        path = "/<room>"
+        path = "/<room>/<key>"
 
         @classmethod
         def on_handshake(cls, request: Any) -> Any:
@@ -233,7 +233,7 @@ def test_json_holds_no_secret(serve: Serve) -> None:
         "Referer": "https://user:s3cr3t@example.com/",
         "User-Agent": "s3cr3t",
     }
-    path = "/ws/echo/blue?s3cr3t&token=s3cr3t&a=s3cr3t&a=2"
+    path = "/ws/echo/blue/s3cr3t?s3cr3t&s3cr3t==&token=s3cr3t&a=s3cr3t&a=2"
     options = {"additional_headers": headers, "user_agent_header": None}
     offer = ["s3cr3t"]  # where browsers put what they cannot put into a header
     with server.connect(path, subprotocols=offer, **options) as ws:
@@ -245,7 +245,7 @@ def test_json_holds_no_secret(serve: Serve) -> None:
             assert json.loads(text) == info.to_dict()
     (instance,) = info.to_dict()["instances"]
     assert instance["component"] == {"channel": "echo", "class": f"{__name__}.Secretive"}
-    assert instance["session"]["request_uri"] == "/ws/echo/blue"
+    assert instance["session"]["request_uri"] == "/ws/echo/<room>/<key>"
     assert instance["session"]["query_parameters"] == ["a", "token"]
     assert instance["session"]["remote_address"] == "127.0.0.1"
 

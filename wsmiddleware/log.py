@@ -13,7 +13,15 @@ from collections.abc import Mapping
 
 from wsmiddleware.exceptions import ConfigError
 
-__all__ = ["LOGGER_NAME", "TRACE", "VARIABLE", "logger", "redact", "set_up_logging"]
+__all__ = [
+    "LOGGER_NAME",
+    "TRACE",
+    "VARIABLE",
+    "logger",
+    "parameter_name",
+    "redact",
+    "set_up_logging",
+]
 
 #: The logger's name, the seed's own.
 LOGGER_NAME = "websocket"
@@ -76,6 +84,14 @@ def redact(url: str) -> str:
 
 
 def _redact_parameter(part: str) -> str:
-    name, has_value, _ = part.partition("=")
-    # A parameter without "=" may be the token itself.
-    return f"{name}=***" if has_value else "***" if name else ""
+    name = parameter_name(part)
+    return f"{name}=***" if name else "***" if part else ""
+
+
+def parameter_name(part: str) -> str:
+    """The name in one part of a query, ``""`` where there is none or it may be a token itself.
+
+    That is a part without a value: without ``=``, or with nothing behind it, as base64 ends.
+    """
+    name, _, value = part.partition("=")
+    return name if value.strip("=") else ""

@@ -85,6 +85,7 @@ def test_path_with_a_root_and_other_characters(serve: Any) -> None:
         session = session_of(served)
         assert session.request_uri == "/app/ws/test/grüße"
         assert session.path_parameters == {"name": "grüße"}
+        assert session.to_dict()["request_uri"] == "/app/ws/test/<name>"
         assert session.is_secure is True
         assert session.remote_address == "192.0.2.7"
 

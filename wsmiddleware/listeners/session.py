@@ -13,6 +13,8 @@ from urllib.parse import unquote_plus
 
 from werkzeug.wrappers import Request
 
+from wsmiddleware.log import parameter_name
+
 if TYPE_CHECKING:
     from werkzeug.datastructures import Headers, ImmutableMultiDict
 
@@ -84,6 +86,7 @@ class Session:
         "_connection",
         "_properties",
         "_record",
+        "_route",
         "extensions",
         "id",
         "negotiated_subprotocol",
@@ -97,6 +100,7 @@ class Session:
         record: RequestRecord,
         *,
         path_parameters: Mapping[str, Any],
+        route: str,
         subprotocol: str,
         extensions: str,
         user_principal: Any,
@@ -114,6 +118,8 @@ class Session:
         #: What `on_handshake` returned, else ``REMOTE_USER``, else `None`. May be set.
         self.user_principal = user_principal
         self._record = record
+        #: How the path is written where it has parameters, which may be tokens; else ``""``.
+        self._route = route
         self._properties: dict[str, Any] | None = None
         self._connection: Connection | None = None
 
@@ -133,8 +139,10 @@ class Session:
     @property
     def request_uri(self) -> str:
         """The path, without the query."""
-        record = self._record
-        path = f"{record.get('SCRIPT_NAME') or ''}{record.get('PATH_INFO') or ''}"
+        return self._path("SCRIPT_NAME") + self._path("PATH_INFO")
+
+    def _path(self, name: str) -> str:
+        path: str = self._record.get(name) or ""
         return path.encode("latin-1").decode("utf-8", "replace")  # as WSGI has it
 
     @property
@@ -196,11 +204,14 @@ class Session:
         return self._connection is not None and self._connection.is_open()
 
     def to_dict(self) -> dict[str, Any]:
-        """What may be shown to an operator: no header, cookie, query value, property or token."""
+        """What may be shown to an operator: no header, cookie, query value, property or token.
+
+        ``request_uri`` has the class's `path` as it is written, not with what it matched.
+        """
         principal = self.user_principal
         return {
             "id": self.id,
-            "request_uri": self.request_uri,
+            "request_uri": self._path("SCRIPT_NAME") + (self._route or self._path("PATH_INFO")),
             "query_parameters": self._parameter_names(),
             "negotiated_subprotocol": self.negotiated_subprotocol,
             "protocol_version": self.protocol_version,
@@ -214,9 +225,8 @@ class Session:
         }
 
     def _parameter_names(self) -> list[str]:
-        """The names in the query; a part without ``=`` may be a token itself, and is left out."""
-        parts = self.query_string.split("&")
-        return sorted({unquote_plus(part.partition("=")[0]) for part in parts if "=" in part})
+        names = map(parameter_name, self.query_string.split("&"))
+        return sorted({unquote_plus(name) for name in names if name})
 
     def __getitem__(self, name: str) -> Any:
         if name == "is_open":
