@@ -187,6 +187,7 @@ def test_response_of_the_hook_is_not_changed(serve: Serve) -> None:
 
 def test_exceptions_of_werkzeug_answer_with_their_status_and_headers(serve: Serve) -> None:
     assert handshake(serve(hooked(lambda request: abort(401))), "/ws/echo").status == 401
+    assert handshake(serve(hooked(lambda request: Unauthorized)), "/ws/echo").status == 401
     answer = handshake(serve(hooked(raising(TooManyRequests(retry_after=7)))), "/ws/echo")
     assert (answer.status, answer.headers["Retry-After"]) == (429, "7")
 
@@ -241,6 +242,19 @@ def test_async_hook_lets_nobody_in(serve: Serve, caplog: pytest.LogCaptureFixtur
 
     assert handshake(serve(hooked(hook)), "/ws/echo").status == 500
     assert "on_handshake is an async def" in caplog.text
+
+
+def test_hook_with_a_yield_lets_nobody_in(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    def plain(request: Any) -> Any:
+        yield False
+
+    async def asynchronous(request: Any) -> Any:
+        yield False
+
+    for hook in (plain, asynchronous):
+        caplog.clear()
+        assert handshake(serve(hooked(hook)), "/ws/echo").status == 500
+        assert "on_handshake has a yield" in caplog.text
 
 
 @pytest.mark.parametrize("user", [None, False])

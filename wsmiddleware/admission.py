@@ -185,7 +185,11 @@ def _call(hook: Callable[[Request], Any], request: Request) -> Any:
     answer = hook(request)
     if isinstance(answer, LocalProxy):  # ``return current_user``, which may stand for None
         answer = answer._get_current_object()
+    if isinstance(answer, type) and issubclass(answer, HTTPException):
+        answer = answer()  # as `raise` makes it
     if inspect.iscoroutine(answer):
         answer.close()
         raise TypeError("on_handshake is an async def, which nobody awaits: write a plain def")
+    if inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+        raise TypeError("on_handshake has a yield, so that nothing of it runs: write return")
     return answer
