@@ -23,6 +23,8 @@ from wsmiddleware.protocol.uri import Target, parse_url
         ("ws://bücher.example/ü", Target(False, "xn--bcher-kva.example", 80,
                                          "xn--bcher-kva.example", "/%C3%BC")),
         ("ws://my_host.local/", Target(False, "my_host.local", 80, "my_host.local", "/")),
+        ("ws://host.example./", Target(False, "host.example.", 80, "host.example.", "/")),
+        (f"ws://{'a' * 63}.b/", Target(False, "a" * 63 + ".b", 80, "a" * 63 + ".b", "/")),
     ],
 )  # fmt: skip
 def test_url_is_taken_apart(url: str, target: Target) -> None:
@@ -53,6 +55,11 @@ def test_url_is_taken_apart(url: str, target: Target) -> None:
         ("ws://host/\x7f", "control character"),
         ("ws://ho<st/", "ho<st"),
         ("ws://" + "ü" * 80 + "/", "DNS"),
+        ("ws://a..b/", "^'ws://a..b/': the host is 'a..b'; valid is a name of labels of 1 to 63"),
+        ("ws://.a/", "the host is '.a'"),
+        ("ws://a../", "the host is 'a..'"),
+        ("ws://./", "the host is '.'"),
+        ("ws://a." + "b" * 64 + "/", "1 to 63 characters"),
     ],
 )
 def test_what_is_no_url_is_refused(url: str, words: str) -> None:

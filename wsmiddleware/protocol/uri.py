@@ -13,8 +13,10 @@ _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)\Z", re.DOTALL
 )
 _PORT = re.compile(r"[0-9]{1,5}\Z")
-# RFC 3986 section 3.2.2, with the underscore that real host names have.
-_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=-]+\Z")
+# RFC 3986 section 3.2.2, with the underscore that real host names have; the length of a label is
+# that of RFC 1035 section 2.3.4, past which resolvers raise what they like.
+_LABEL = r"[A-Za-z0-9_~!$&'()*+,;=-]{1,63}"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z")
 # Kept as they are: what RFC 3986 allows in a path and a query, and "%" of what is encoded already.
 _SAFE = "!$&'()*+,;=:@/?-._~%[]|"
 
@@ -100,5 +102,7 @@ def _encode_host(host: str, shown: str) -> str:
     except UnicodeError as exc:
         raise ValueError(f"{shown!r}: the host is no name that the DNS can hold ({exc})") from exc
     if not _HOST.match(name):
-        raise ValueError(f"{shown!r}: the host is {host!r}")
+        raise ValueError(
+            f"{shown!r}: the host is {host!r}; valid is a name of labels of 1 to 63 characters"
+        )
     return name.lower()
