@@ -364,3 +364,14 @@ def test_two_middlewares_around_two_applications(serve: Serve) -> None:
 
 def test_repr_names_prefix_and_channels() -> None:
     assert repr(wrap()) == "<WebSocketMiddleware /ws ['echo']>"
+
+
+def test_largest_sizes_serve_messages_of_every_kind(serve: Serve) -> None:
+    middleware = wrap(max_message_size=2**62, send_queue_size=2**62)
+    server = serve(middleware)
+    for compression in ("deflate", None):
+        with server.connect("/ws/echo", compression=compression, max_size=None) as ws:
+            assert ws.recv(5) == "echo []"
+            for message in ("small", "large " * 2**17, ["frag", "ments"], b"\0" * 2**20):
+                ws.send(message)
+                assert ws.recv(5) == ("fragments" if isinstance(message, list) else message)

@@ -89,6 +89,13 @@ def test_markdown_and_help_show_every_row() -> None:
     assert columns == {6}
 
 
+@pytest.mark.parametrize("name", ["max_message_size", "send_queue_size"])
+def test_size_is_one_that_can_be_counted_to(name: str) -> None:
+    assert validate(name, 2**62, "here") == 2**62
+    with pytest.raises(ConfigError, match=r"from 1 to 2\*\*62 \(bytes\)$"):
+        validate(name, 2**62 + 1, "here")
+
+
 def test_validate_names_the_source_and_the_attribute() -> None:
     assert validate("idle_timeout", 0, "chat.py, class Chat") == 0.0
     with pytest.raises(ConfigError, match=r"^chat\.py, class Chat: idle_timeout is -1; valid is "):

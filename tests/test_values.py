@@ -53,6 +53,13 @@ def test_integer_takes_one_and_more() -> None:
     assert values.integer("").check(1) == 1
 
 
+def test_integer_takes_no_more_than_it_is_told() -> None:
+    kind = values.integer("", most=5)
+    assert kind.check(5) == 5
+    with pytest.raises(ValueError):
+        kind.check(6)
+
+
 def test_choice_takes_its_words_only() -> None:
     kind = values.choice("close", "drop")
     assert kind.valid == '"close" or "drop"'

@@ -63,6 +63,8 @@ def _row(
 _POSITIVE = values.number("a number above 0")
 _ZERO_TOO = values.number("a number, 0 or above", zero=True)
 _COUNT = values.integer("a whole number, 1 or above")
+# Half of what zlib and the C extension can count to: a limit and what is added to it fit.
+_SIZE = values.integer("a whole number from 1 to 2**62", most=2**62)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ class Settings:
     )
     max_message_size: int = _row(
         2**20,
-        _COUNT,
+        _SIZE,
         "a larger message, also after decompression, closes with 1009",
         unit="bytes",
     )
@@ -119,7 +121,7 @@ class Settings:
         shown="none",
     )
     send_queue_size: int = _row(
-        2**20, _COUNT, "what may wait for one client: the high-water mark", unit="bytes"
+        2**20, _SIZE, "what may wait for one client: the high-water mark", unit="bytes"
     )
     send_timeout: float = _row(5.0, _POSITIVE, "the longest send() waits for room", unit="seconds")
     slow_consumer: Literal["close", "drop"] = _row(

@@ -60,11 +60,11 @@ def number(what: str, *, zero: bool = False, none: bool = False) -> Kind:
     return Kind(what, check, _read_number)
 
 
-def integer(what: str) -> Kind:
-    """A whole number of 1 or more."""
+def integer(what: str, *, most: float = math.inf) -> Kind:
+    """A whole number from 1 to `most`."""
 
     def check(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError
         return value
 
