@@ -35,6 +35,10 @@ def is_let_in(
         ("http://[FE80::A]", "[fe80::a]"),
         ("http://localhost", "localhost"),
         ("http://my_host.local", "my_host.local"),
+        ("https://app.example.com.", "app.example.com."),
+        ("http://example.com.:80", "example.com."),
+        ("http://foo-.example.com", "foo-.example.com"),
+        ("http://-foo.example.com", "-foo.example.com"),
     ],
 )
 def test_same_origin_is_let_in(origin: str, host: str) -> None:
@@ -53,6 +57,11 @@ def test_same_origin_is_let_in(origin: str, host: str) -> None:
         ("http://example.com.attacker.org", "example.com"),
         ("http://attackerexample.com", "example.com"),
         ("http://example.com.", "example.com"),
+        ("http://example.com", "example.com."),
+        ("http://example.com..", "example.com.."),
+        ("http://.", "."),
+        ("http://foo-.example.com", "foo.example.com"),
+        ("http://*.example.com", "*.example.com"),
         ("http://[::1]", "[::2]"),
         ("http://[::1", "[::1"),
         ("null", "null"),
@@ -118,6 +127,7 @@ def test_null_is_let_in_where_it_is_listed() -> None:
         ("http://*", "http://localhost"),
         ("http://*:8000", "http://localhost:8000"),
         ("http://[::1]:8000", "http://[0::1]:8000"),
+        ("https://*.example.org.", "https://a.example.org."),
         ("app://bundle", "app://bundle"),
     ],
 )
@@ -152,6 +162,11 @@ def test_listed_origin_is_let_in(pattern: str, origin: str) -> None:
         ("http://*:8000", "http://localhost"),
         ("http://*:8000", "http://localhost:80:8000"),
         ("http://*", "http://[::1]"),
+        ("https://example.*", "https://example."),
+        ("https://*.*", "https://example."),
+        ("https://*.example.org", "https://a.example.org."),
+        ("https://*.example.org", "https://example.org."),
+        ("http://*.*:8000", "http://localhost.:8000"),
         ("http://example.*", "http://example.org:8000"),
     ],
 )

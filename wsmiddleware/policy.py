@@ -176,7 +176,8 @@ def _is_label(label: str, pattern: str) -> bool:
     # The last label carries the port, if there is one: "*:8000" stands for any label with it.
     name, _, port = label.partition(":")
     pattern_name, _, pattern_port = pattern.partition(":")
-    return port == pattern_port and (pattern_name in ("*", name))
+    # There is no label behind the dot that may end a host.
+    return port == pattern_port and (name == pattern_name or (pattern_name == "*" and name != ""))
 
 
 def agree(

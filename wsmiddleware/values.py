@@ -182,14 +182,16 @@ ORIGINS = Kind(
 )
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.\-]*)://(\[[^\]]*\]|[^\[\]:/?#@\s\\]+)(?::([0-9]{1,5}))?")
-_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_\-]{0,61}[a-z0-9_])?")
+# Hyphens at either end too: browsers take them, and names that have them are there.
+_LABEL = re.compile(r"[a-z0-9_\-]{1,63}")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 def normalise_origin(origin: object, *, wildcards: bool = False) -> str:
     """The one way to write an origin (RFC 6454, section 6.2), so that equal ones compare equal.
 
-    Lower case, international names in their ``xn--`` form, no default port; ``"null"`` stays.
+    Lower case, international names in their ``xn--`` form, no default port; ``"null"`` stays, and
+    so does a dot behind the host, which makes it another one for browsers too.
     `wildcards` lets ``*`` stand for a whole label of the host. Raises `ValueError` for anything
     that is no origin: a path, a user, a bad port.
     """
@@ -214,7 +216,7 @@ def _normalise_host(host: str, *, wildcards: bool) -> str:
         return f"[{ipaddress.IPv6Address(host[1:-1])}]"
     # UnicodeError, which the idna codec raises, is a ValueError.
     labels = host if host.isascii() else host.encode("idna").decode("ascii")
-    for label in labels.split("."):
+    for label in labels.removesuffix(".").split("."):
         if not _LABEL.fullmatch(label) and not (wildcards and label == "*"):
             raise ValueError(f"not a host: {host!r}")
     return labels
