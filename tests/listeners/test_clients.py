@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+from array import array
 from contextlib import ExitStack
 from typing import Any
 
@@ -71,8 +73,32 @@ def test_send_converts_as_a_returned_value_is(room: MakeRoom, place: str) -> Non
         assert [ws.recv(5) for _ in range(5)] == ["text", b"bytes", b"a", '{"a": 1}', "false"]
 
 
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        (memoryview(b"abcd")[::2], b"ac"),
+        (array("B", b"abc"), b"abc"),
+        (array("H", [1, 2]), array("H", [1, 2]).tobytes()),
+        ((ctypes.c_ubyte * 2)(1, 2), b"\x01\x02"),
+        ({"ä": "€"}, '{"ä": "€"}'),
+        ({"a": "\ud800", "ä": "€"}, '{"a": "\\ud800", "\\u00e4": "\\u20ac"}'),
+    ],
+)
+def test_everything_bytes_like_is_binary_and_all_that_json_can_hold_is_text(
+    room: MakeRoom, message: Any, sent: object
+) -> None:
+    class Saying(WebSocketListener):
+        def on_open(self, wsclient: Any) -> Any:
+            wsclient.send(message)
+            wsclient.broadcast(message)
+            return message
+
+    with room(Saying).connect() as ws:
+        assert [ws.recv(5) for _ in range(3)] == [sent] * 3
+
+
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("message", [object(), float("nan")], ids=str)
+@pytest.mark.parametrize("message", [object(), float("nan"), ctypes.c_int(7)], ids=str)
 def test_what_json_cannot_hold_is_a_type_error_at_the_caller(
     room: MakeRoom, place: str, message: Any
 ) -> None:

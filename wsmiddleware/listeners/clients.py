@@ -28,13 +28,38 @@ def to_data(message: object) -> str | bytes | bytearray | memoryview:
     if isinstance(message, (str, bytes, bytearray, memoryview)):
         return message
     try:
-        # NaN and infinity are no JSON: a browser could not read them.
-        return json.dumps(message, ensure_ascii=False, allow_nan=False)
+        return _to_json(message)
     except (TypeError, ValueError) as exc:
+        # Not first: it would cost what is JSON an exception.
+        data = _to_bytes(message)
+        if data is not None:
+            return data
         kind = type(message).__name__
         raise TypeError(
             f"cannot send {kind}: str, bytes or what JSON can hold is sent ({exc})"
         ) from exc
+
+
+def _to_json(message: object) -> str:
+    # NaN and infinity are no JSON: a browser could not read them.
+    text = json.dumps(message, ensure_ascii=False, allow_nan=False)
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair: UTF-8 cannot hold it, JSON can as an escape.
+        return json.dumps(message, allow_nan=False)
+    return text
+
+
+def _to_bytes(message: Any) -> bytes | None:
+    """What an `array`, an `mmap` … holds; `None` for what is not bytes-like."""
+    try:
+        view = memoryview(message)
+    except TypeError:
+        return None
+    # A single number (numpy's, ctypes') is meant as one, not as its bytes in memory.
+    return view.tobytes() if view.ndim else None
 
 
 class WsClient:
