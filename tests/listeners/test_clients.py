@@ -247,13 +247,18 @@ def test_close_with_another_code_is_a_value_error(room: MakeRoom, place: str, co
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_close_with_a_long_reason_is_a_value_error(room: MakeRoom, place: str) -> None:
+@pytest.mark.parametrize(
+    ("reason", "words"), [("ä" * 62, "at most 123"), (None, "is None"), (b"x", "is b'x'")]
+)
+def test_close_with_another_reason_is_a_value_error(
+    room: MakeRoom, place: str, reason: Any, words: str
+) -> None:
     served = room(Test)
     with served.connect() as ws:
         client = only_client(served)
         for target in (client, served.wsclients, served.wsclients.group("nobody")):
-            with pytest.raises(ValueError, match="at most 123"):
-                PLACES[place](lambda target=target: target.close(1000, "ä" * 62))
+            with pytest.raises(ValueError, match=words):
+                PLACES[place](lambda target=target: target.close(1000, reason))
         ws.send("still open")
         assert ws.recv(5) == "still open"
 

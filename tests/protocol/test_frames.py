@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from wsmiddleware.protocol.frames import (
@@ -97,6 +99,12 @@ def test_close_payload_holds_123_bytes_of_reason() -> None:
 def test_close_payload_refuses_124_bytes_of_reason() -> None:
     with pytest.raises(ValueError, match="124 bytes"):
         close_payload(1000, "é" * 62)
+
+
+@pytest.mark.parametrize("reason", [None, b"bye", 7])
+def test_close_payload_refuses_a_reason_that_is_no_str(reason: Any) -> None:
+    with pytest.raises(ValueError, match="valid is a str"):
+        close_payload(1000, reason)
 
 
 @pytest.mark.parametrize(

@@ -121,9 +121,11 @@ def is_receivable_close_code(code: int) -> bool:
 def close_payload(code: int, reason: str) -> bytes:
     """Build the payload of a close frame (RFC 6455 section 5.5.1).
 
-    A ``reason`` of more than 123 bytes of UTF-8, or one that UTF-8 cannot encode, is a
-    `ValueError`.
+    A ``reason`` that is no ``str``, that UTF-8 cannot encode or that has more than 123 bytes of it
+    is a `ValueError`.
     """
+    if not isinstance(reason, str):
+        raise ValueError(f"close reason is {reason!r}; valid is a str")
     text = reason.encode()
     if len(text) > MAX_CONTROL_SIZE - 2:
         raise ValueError(f"close reason has {len(text)} bytes of UTF-8, at most 123 fit a frame")
