@@ -112,6 +112,22 @@ def test_exclude_leaves_out_one_or_several(room: MakeRoom) -> None:
         assert [three.recv(5), three.recv(5)] == ["three", "end"]
 
 
+def test_exclude_takes_clients_only(room: MakeRoom) -> None:
+    served = room(Test)
+    with served.connect() as ws:
+        assert tell(ws, "join g") == '["g"]'
+        (client,) = served.wsclients
+        for wrong in (client.id, [client.id], "", [client, None], 7):
+            for target in (client, served.wsclients, served.wsclients.group("g")):
+                with pytest.raises(TypeError):
+                    target.broadcast("not for it", exclude=wrong)  # type: ignore[arg-type]
+        for right in ([], (), served.wsclients.group("nobody")):
+            served.wsclients.broadcast("for all", exclude=right)
+        served.wsclients.broadcast("not for it", exclude=served.wsclients.group("g"))
+        assert [ws.recv(5) for _ in range(3)] == ["for all"] * 3
+        assert tell(ws, "groups") == '["g"]'
+
+
 @pytest.mark.parametrize("way", ["client", "server", "abort"])
 def test_leaving_is_automatic_when_a_connection_ends(room: MakeRoom, way: str) -> None:
     last: list[Any] = []
@@ -149,6 +165,8 @@ def test_group_is_a_str(room: MakeRoom, group: Any) -> None:
         (client,) = served.wsclients
         with pytest.raises(TypeError, match="a group is a str, not"):
             client.join(group)
+        with pytest.raises(TypeError, match="a group is a str, not"):
+            served.wsclients.group(group)
         assert client.groups == frozenset()
 
 

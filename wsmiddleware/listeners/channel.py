@@ -11,7 +11,7 @@ from gevent import monkey
 
 from wsmiddleware.exceptions import ListenerError
 from wsmiddleware.listeners.base import WebSocketListener
-from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, to_data
+from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, check_group, to_data
 from wsmiddleware.listeners.delivery import Deliveries
 from wsmiddleware.listeners.edges import Edge, Edges, Scope
 from wsmiddleware.protocol.prepared import PreparedMessage
@@ -157,8 +157,7 @@ class Channel:
 
     def join(self, client: WsClient, group: str) -> None:
         """Put a client into a group if it is open."""
-        if not isinstance(group, str):
-            raise TypeError(f"a group is a str, not {group!r}")
+        check_group(group)
         with self._lock:
             member = self._members.get(client)
             if member is not None:
@@ -193,7 +192,7 @@ class Channel:
         if message is None:
             return False
         prepared = PreparedMessage(to_data(message))
-        excluded = {exclude} if isinstance(exclude, WsClient) else set(exclude or ())
+        excluded = _read_excluded(exclude)
         is_server_wide = is_scoped and self.settings.broadcast_scope == "server"
         for channel in tuple(self._scope()) if is_server_wide else (self,):
             channel.deliver(prepared, group, excluded)
@@ -213,6 +212,16 @@ class Channel:
             self._deliveries.deliver(reactor, members, prepared)
         else:
             reactor.defer(self._deliveries.deliver, reactor, members, prepared)
+
+
+def _read_excluded(exclude: Excluded) -> set[WsClient]:
+    if isinstance(exclude, WsClient):
+        return {exclude}
+    clients = set(() if exclude is None else exclude)
+    # An id, for one, is nobody's: the client would get what is not for it.
+    if isinstance(exclude, str) or not all(isinstance(client, WsClient) for client in clients):
+        raise TypeError(f"exclude is a client or several, not {exclude!r}")
+    return clients
 
 
 def _check_callback(cls: type[WebSocketListener], name: str, where: str) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wsmiddleware.listeners.session import Session
     from wsmiddleware.net.connection import Connection
 
-__all__ = ["WsClient", "WsClients", "to_data"]
+__all__ = ["WsClient", "WsClients", "check_group", "to_data"]
 
 
 def to_data(message: object) -> str | bytes | bytearray | memoryview:
@@ -60,6 +60,12 @@ def _to_bytes(message: Any) -> bytes | None:
         return None
     # A single number (numpy's, ctypes') is meant as one, not as its bytes in memory.
     return view.tobytes() if view.ndim else None
+
+
+def check_group(name: object) -> None:
+    """`TypeError` for what is no `str`: `None` would be everybody, where a name was not set."""
+    if not isinstance(name, str):
+        raise TypeError(f"a group is a str, not {name!r}")
 
 
 class WsClient:
@@ -194,7 +200,8 @@ class WsClients:
         return [c for c in self.get_clients() if c.session.user_principal == user_principal]
 
     def group(self, name: str) -> WsClients:
-        """The clients of one group of the channel."""
+        """The clients of one group of the channel. Raises `TypeError` for no `str`."""
+        check_group(name)
         return WsClients(self._channel, name)
 
     def broadcast(
@@ -205,7 +212,7 @@ class WsClients:
         `group` narrows it to a group, `exclude` leaves out a client or several ("the others").
         Encoded (and compressed) once. Never waits for a slow client: past its mark
         ``slow_consumer`` decides. A broadcast to very many lets other greenlets run in between.
-        Raises `TypeError` for what JSON cannot hold.
+        Raises `TypeError` for what JSON cannot hold, and for an `exclude` that is no client.
         """
         return self._channel.broadcast(message, self._group if group is None else group, exclude)
 
