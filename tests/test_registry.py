@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -12,7 +11,7 @@ from gevent.event import Event
 from websockets.exceptions import ConnectionClosed
 
 from support import Server, wait_until, websocket_request
-from support.apps import App, Echo, first_message, open_or_status, status_of, wrap
+from support.apps import BROKEN_LISTENERS, App, Echo, first_message, open_or_status, status_of, wrap
 from support.handshakes import handshake
 from support.servers import read_all
 from wsmiddleware import CloseCode, ListenerError, WebSocketListener, WebSocketMiddleware
@@ -151,14 +150,33 @@ def test_channel_from_code_stands_beside_those_of_the_directory(
     middleware = wrap(listeners=directory)
     assert sorted(middleware.registry.channels) == ["echo", "filed"]
     assert middleware.directory == directory
-    with pytest.raises(ListenerError, match=r"channel filed is taken, by wsmiddleware_listeners\."):
+    with pytest.raises(ListenerError, match=r"channel filed is taken, by /.*/filed\.py, class L"):
         middleware.register("filed", Echo)
 
 
-def test_broken_listener_stops_the_start(tmp_path: Path, listener_dir: Any) -> None:
-    directory = listener_dir(bad="1 / 0")
-    with pytest.raises(ListenerError, match=r"bad\.py, line 2: ZeroDivisionError"):
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("1 / 0", ", line 2: ZeroDivisionError: division by zero"),
+        ("class L(WebSocketListener): idle_timeout = -1", ", class L: idle_timeout is -1; valid"),
+        ("class L(WebSocketListener): path = '/<'", ", class L: path is '/<', which werkzeug's"),
+    ],
+)
+def test_broken_listener_stops_the_start(source: str, complaint: str, listener_dir: Any) -> None:
+    directory = listener_dir(bad=source, good="class L(WebSocketListener): pass")
+    with pytest.raises(ListenerError) as caught:
         WebSocketMiddleware(App(), config=False, listeners=directory)
+    assert str(caught.value).startswith(f"{directory / 'bad.py'}{complaint}")
+
+
+def test_all_broken_listeners_are_raised_at_once(listener_dir: Any) -> None:
+    directory = listener_dir(**BROKEN_LISTENERS, good="class L(WebSocketListener): pass")
+    with pytest.raises(ListenerError) as caught:
+        WebSocketMiddleware(App(), config=False, listeners=directory)
+    heading, *lines = str(caught.value).splitlines()
+    assert heading == f"{len(BROKEN_LISTENERS)} listeners cannot be loaded:"
+    for name, line in zip(sorted(BROKEN_LISTENERS), lines, strict=True):
+        assert line.startswith(f"  {directory / name}.py")
 
 
 class NoListener:
@@ -181,12 +199,16 @@ def test_class_that_is_no_listener_is_a_listener_error(cls: Any) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/<nosuch:x>", "/<int:x>/<int:x>", "/<int:", "/<int(bogus=1):x>", "/<1x>"],
+    [
+        *("/<nosuch:x>", "/<int:x>/<int:x>", "/<int:", "/<int(bogus=1):x>", "/<1x>"),
+        "/<int:x>/<string(minlength=5,maxlength=2):y>",
+        f"/<string(length={2**32}):x>",
+    ],
 )
 def test_path_that_routing_does_not_take_is_a_listener_error(path: str) -> None:
     middleware = wrap()
     broken = type("Broken", (Echo,), {"path": path})
-    with pytest.raises(ListenerError, match=r"channel rooms: Broken\.path is '/<"):
+    with pytest.raises(ListenerError, match=r"class Broken: path is '/<"):
         middleware.register("rooms", broken)
     # Nothing of it is left: the name is free, and its path is nowhere.
     assert sorted(middleware.registry.channels) == ["echo"]
@@ -196,12 +218,12 @@ def test_path_that_routing_does_not_take_is_a_listener_error(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["room", 7, None, b"/room"])
 def test_path_that_is_no_path_is_a_listener_error(path: Any) -> None:
-    with pytest.raises(ListenerError, match=r"Broken\.path is .*; valid is"):
+    with pytest.raises(ListenerError, match=r"class Broken: path is .*; valid is"):
         wrap().register("x", type("Broken", (Echo,), {"path": path}))
 
 
 def test_name_is_taken_once() -> None:
-    with pytest.raises(ListenerError, match=r"channel echo is taken, by support\.apps\.Echo"):
+    with pytest.raises(ListenerError, match=r"channel echo is taken, by .*apps\.py, class Echo"):
         wrap().register("echo", Echo)
 
 

@@ -21,8 +21,11 @@ import click
 from wsmiddleware.config import load_settings
 from wsmiddleware.connect import connect
 from wsmiddleware.exceptions import ListenerError, WebSocketError
-from wsmiddleware.listeners.loader import scan
+from wsmiddleware.listeners.channel import Channel
+from wsmiddleware.listeners.loader import file_of
 from wsmiddleware.log import logger, set_up_logging
+from wsmiddleware.metrics import Metrics
+from wsmiddleware.registry import Registry
 
 __all__ = ["CommandError", "cli", "load_app", "main"]
 
@@ -311,7 +314,7 @@ def _check_app(spec: str) -> int:
         raise
     for middleware in info.middlewares():
         for name, channel in middleware.registry.channels.items():
-            _print_channel(f"{middleware.prefix}/{name}{channel.route}", channel.listener_class)
+            _print_channel(f"{middleware.prefix}/{name}{channel.route}", channel)
     if not info.middlewares():
         click.echo(f"{spec} has no WebSocketMiddleware around it", err=True)
         return 1
@@ -328,15 +331,15 @@ def _check_directory(directory: str | None) -> int:
     status = 0
     if settings.directory is None or not settings.directory.is_dir():
         return status
-    for channel, result in scan(settings.directory):
+    for name, result in Registry(settings, Metrics(), "").load(settings.directory):
         if isinstance(result, ListenerError):
-            click.echo(f"{channel}: {result}", err=True)
+            click.echo(f"{name}: {result}", err=True)
             status = 1
         else:
-            _print_channel(channel, result)
+            _print_channel(name, result)
     return status
 
 
-def _print_channel(name: str, listener_class: type) -> None:
-    file = getattr(sys.modules.get(listener_class.__module__), "__file__", None)
-    click.echo(f"{name}: {listener_class.__qualname__} ({file or listener_class.__module__})")
+def _print_channel(name: str, channel: Channel) -> None:
+    cls = channel.listener_class
+    click.echo(f"{name}: {cls.__qualname__} ({file_of(cls)})")

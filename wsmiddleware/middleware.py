@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from wsmiddleware import info
 from wsmiddleware.admission import Admission, Admitted, RequestContext
 from wsmiddleware.config import load_settings
-from wsmiddleware.exceptions import ConfigError
-from wsmiddleware.listeners import loader
+from wsmiddleware.exceptions import ConfigError, ListenerError, raise_all
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.clients import WsClient
 from wsmiddleware.listeners.invoke import Member
@@ -90,8 +89,9 @@ class WebSocketMiddleware:
         self._mount = f"{self.prefix}/".encode().decode("latin-1")
         directory = self.settings.directory
         if directory is not None and directory.is_dir():
-            for name, listener_class in loader.load_directory(directory).items():
-                self.register(name, listener_class)
+            found = [result for _, result in self.registry.load(directory)]
+            errors = [result for result in found if isinstance(result, ListenerError)]
+            raise_all(errors, "listeners cannot be loaded")
         info.add(self)
         if is_stock_worker():
             _log.warning(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import gevent
 from gevent.event import Event
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import Map, Rule
+from werkzeug.routing import BaseConverter, Map, Rule
 
-from wsmiddleware.exceptions import ListenerError
+from wsmiddleware.exceptions import ListenerError, WebSocketError
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.invoke import Member
+from wsmiddleware.listeners.loader import listener_files, load_file
 from wsmiddleware.metrics import Metrics
 from wsmiddleware.net.reactor import Reactor, step_for
 from wsmiddleware.protocol.frames import CloseCode
@@ -26,6 +29,15 @@ __all__ = ["Registry"]
 #: one instant, and the loop gets its turn.
 _BATCH = 100
 _PAUSE = 0.025
+
+
+class _Rule(Rule):
+    """A rule whose converters are known to match: werkzeug compiles them at the first request."""
+
+    def get_converter(self, *arguments: Any) -> BaseConverter:
+        converter = super().get_converter(*arguments)
+        re.compile(converter.regex)
+        return converter
 
 
 class Registry:
@@ -49,6 +61,20 @@ class Registry:
 
     # -- channels -----------------------------------------------------------------------------
 
+    def load(
+        self, directory: str | os.PathLike[str]
+    ) -> Iterator[tuple[str, Channel | ListenerError]]:
+        """Add the channels of a directory: each name with its channel, or with what is wrong.
+
+        Raises `ListenerError` when the directory itself cannot be read.
+        """
+        for file in listener_files(directory):
+            try:
+                yield file.stem, self.add(file.stem, load_file(file))
+            except WebSocketError as exc:
+                # Of a class's own idle_timeout it is a ConfigError; broken is the listener.
+                yield file.stem, exc if isinstance(exc, ListenerError) else ListenerError(str(exc))
+
     def add(self, name: str, listener_class: type[WebSocketListener]) -> Channel:
         """A new channel; `ListenerError` for a name or a class that cannot be one, or is taken."""
         if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
@@ -58,8 +84,7 @@ class Registry:
                 f"channel {name}: {listener_class!r} is no subclass of WebSocketListener"
             )
         if name in self.channels:
-            other = self.channels[name].listener_class
-            raise ListenerError(f"channel {name} is taken, by {other.__module__}.{other.__name__}")
+            raise ListenerError(f"channel {name} is taken, by {self.channels[name].where}")
         channel = Channel(name, listener_class, self._settings, self._metrics, self._scope)
         channel.on_settled = self._settled.set
         self._route(channel)
@@ -71,11 +96,11 @@ class Registry:
         try:
             # The one with parameters first: it is the one that may be wrong.
             for path in dict.fromkeys([root + channel.route, root]):
-                self._urls.add(Rule(path, endpoint=channel.name))
-        except (ValueError, LookupError, TypeError, SyntaxError) as exc:
+                self._urls.add(_Rule(path, endpoint=channel.name))
+        except (ValueError, LookupError, TypeError, SyntaxError, OverflowError, re.error) as exc:
             raise ListenerError(
-                f"channel {channel.name}: {channel.listener_class.__name__}.path is "
-                f"{channel.route!r}, which werkzeug's routing does not take: {exc}"
+                f"{channel.where}: path is {channel.route!r}, which werkzeug's routing "
+                f"does not take: {exc}"
             ) from exc
 
     def find(self, path: str) -> tuple[Channel, dict[str, Any]] | None:

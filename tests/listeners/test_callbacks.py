@@ -105,7 +105,9 @@ def test_async_callback_is_refused() -> None:
         async def on_message(self, wsclient: Any, message: str) -> None: ...
 
     middleware = WebSocketMiddleware(lambda environ, start: [], config=False)
-    with pytest.raises(ListenerError, match=r"Test\.on_message is async"):
+    with pytest.raises(
+        ListenerError, match=r"test_callbacks\.py, class .*Test: on_message is async"
+    ):
         middleware.register("test", Test)
 
 

@@ -11,7 +11,32 @@ from websockets.exceptions import InvalidStatus
 from support import Server
 from wsmiddleware import WebSocketListener, WebSocketMiddleware
 
-__all__ = ["App", "Echo", "first_message", "open_or_status", "status_of", "wrap"]
+__all__ = [
+    "BROKEN_LISTENERS",
+    "App",
+    "Echo",
+    "first_message",
+    "open_or_status",
+    "status_of",
+    "wrap",
+]
+
+#: Listener files, each broken in a way of its own: some run, and what they define cannot be used.
+BROKEN_LISTENERS = {
+    "awaits": """
+        class L(WebSocketListener):
+            async def on_message(self, wsclient, message): pass
+    """,
+    "empty": "",
+    "fails": "1 / 0",
+    "idles": "class L(WebSocketListener): idle_timeout = '60'",
+    "offers": "class L(WebSocketListener): subprotocols = ['a b']",
+    "opens": """
+        class L(WebSocketListener):
+            def on_first_open(cls, wsclients): pass
+    """,
+    "routes": "class L(WebSocketListener): path = '/<string(minlength=5,maxlength=2):x>'",
+}
 
 
 class Echo(WebSocketListener):

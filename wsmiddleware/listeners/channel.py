@@ -14,6 +14,7 @@ from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, check_group, to_data
 from wsmiddleware.listeners.delivery import Deliveries
 from wsmiddleware.listeners.edges import Edge, Edges, Scope
+from wsmiddleware.listeners.loader import file_of
 from wsmiddleware.protocol.prepared import PreparedMessage
 from wsmiddleware.settings import Settings, validate
 
@@ -78,11 +79,10 @@ class Channel:
 
     def _read_class(self) -> None:
         """What the class says of itself, checked: `ListenerError` and `ConfigError` name it."""
-        cls = self.listener_class
-        where = f"{cls.__module__}.{cls.__qualname__}"
+        cls, where = self.listener_class, self.where
         self.callbacks = frozenset(name for name in _CALLBACKS if hasattr(cls, name))
         for name in sorted(self.callbacks):
-            _check_callback(cls, name, f"{where}.{name}")
+            _check_callback(cls, name, f"{where}: {name}")
         made_by = (type(cls).__call__, cls.__new__, cls.__init__)
         is_plain = made_by == (type.__call__, object.__new__, object.__init__)
         #: A handshake runs code of the user's: the hook, or to make the listener.
@@ -92,7 +92,7 @@ class Channel:
         if "on_binary_message" in self.callbacks:
             self.binary_callback = "on_binary_message"
         if not isinstance(cls.path, str) or (cls.path and not cls.path.startswith("/")):
-            raise ListenerError(f'{where}.path is {cls.path!r}; valid is "" or "/room/<int:id>"')
+            raise ListenerError(f'{where}: path is {cls.path!r}; valid is "" or "/room/<int:id>"')
         self.route = cls.path
         self.idle_timeout: float = self.settings.idle_timeout
         if cls.idle_timeout is not None:
@@ -100,6 +100,11 @@ class Channel:
         self.subprotocols: tuple[str, ...] = self.settings.subprotocols
         if cls.subprotocols is not None:
             self.subprotocols = validate("subprotocols", cls.subprotocols, where)
+
+    @property
+    def where(self) -> str:
+        """The file and the class, for whoever has to mend it."""
+        return f"{file_of(self.listener_class)}, class {self.listener_class.__qualname__}"
 
     # -- who is there -------------------------------------------------------------------------
 

@@ -14,50 +14,34 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from wsmiddleware.exceptions import ListenerError, raise_all
+from wsmiddleware.exceptions import ListenerError
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.log import logger
 
-__all__ = ["load_directory", "load_file", "scan"]
+__all__ = ["file_of", "listener_files", "load_file"]
 
 _PACKAGE = "wsmiddleware_listeners"
 
 
-def load_directory(directory: str | os.PathLike[str]) -> dict[str, type[WebSocketListener]]:
-    """Every channel of the directory with its class, by name in order.
+def listener_files(directory: str | os.PathLike[str]) -> list[Path]:
+    """The files of the directory that are channels, by name in order.
 
-    Raises one `ListenerError` that shows every broken file. A directory that does not exist holds
-    no channels: whether that is a mistake is for the settings to say.
+    Those whose names start with ``_`` or ``.`` or are no identifiers are none; symlinks that leave
+    the directory are not followed, and the log says so. A directory that does not exist holds no
+    channels: whether that is a mistake is for the settings to say. Raises `ListenerError` when it
+    cannot be read.
     """
-    classes: dict[str, type[WebSocketListener]] = {}
-    errors: list[ListenerError] = []
-    for channel, result in scan(directory):
-        if isinstance(result, ListenerError):
-            errors.append(result)
-        else:
-            classes[channel] = result
-    raise_all(errors, "listeners cannot be loaded")
-    return classes
-
-
-def scan(
-    directory: str | os.PathLike[str],
-) -> Iterator[tuple[str, type[WebSocketListener] | ListenerError]]:
-    """Each channel of the directory with its class, or with the error that it could not be loaded.
-
-    Files whose names start with ``_`` or ``.`` or are no identifiers are no channels; symlinks that
-    leave the directory are not followed, and the log says so. Raises `ListenerError` when the
-    directory itself cannot be read.
-    """
-    for path in _listener_files(Path(directory)):
-        try:
-            yield path.stem, load_file(path)
-        except ListenerError as exc:
-            yield path.stem, exc
+    try:
+        entries = sorted(Path(directory).iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        raise ListenerError(f"{directory}: cannot be read: {exc.strerror}") from exc
+    inside = Path(os.path.realpath(directory))
+    return [path for path in entries if path.suffix == ".py" and _is_channel(path, inside)]
 
 
 def load_file(path: str | os.PathLike[str]) -> type[WebSocketListener]:
@@ -78,15 +62,10 @@ def load_file(path: str | os.PathLike[str]) -> type[WebSocketListener]:
     return _choose(file, module)
 
 
-def _listener_files(directory: Path) -> list[Path]:
-    try:
-        entries = sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
-    except OSError as exc:
-        raise ListenerError(f"{directory}: cannot be read: {exc.strerror}") from exc
-    inside = Path(os.path.realpath(directory))
-    return [path for path in entries if path.suffix == ".py" and _is_channel(path, inside)]
+def file_of(listener_class: type[WebSocketListener]) -> str:
+    """The file that defines a class; its module's name where there is no file."""
+    name = listener_class.__module__
+    return getattr(sys.modules.get(name), "__file__", None) or name
 
 
 def _is_channel(path: Path, inside: Path) -> bool:
