@@ -34,6 +34,20 @@ APP = """
     app = WebSocketMiddleware(page)
 """
 
+MUTE = """\
+class Mute(Exception):
+    def __str__(self): return None
+raise Mute
+"""
+
+LAZY = """\
+def __getattr__(name): 1 / 0
+class Made:
+    @property
+    def app(self): raise RuntimeError("not made")
+made = Made()
+"""
+
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m wsmiddleware …`, to its end."""
@@ -65,9 +79,13 @@ def has_said(process: Process, text: str, times: int = 1) -> None:
         (["run", "nowhere:app"], ["nowhere:app", "No module named 'nowhere'"]),
         (["run", "fails:app"], ["fails:app", "ZeroDivisionError: division by zero", "line 1"]),
         (["run", "script:app"], ["script:app", "SystemExit: 3"]),
+        (["run", "waits:app"], ["waits:app", "Timeout: 3 seconds", "waits.py, line 2"]),
+        (["run", "mute:app"], ["mute:app", "Mute: <str() of it failed>", "mute.py, line 3"]),
         (["run", "broken:app"], ["broken:app", "SyntaxError", "broken.py, line 1"]),
         (["run", "plain:nothing"], ["plain has no 'nothing'"]),
         (["run", "plain:number"], ["plain:number", "int"]),
+        (["run", "lazy:app"], ["lazy:app", "ZeroDivisionError", "lazy.py, line 1"]),
+        (["run", "lazy:made.app"], ["lazy:made.app", "RuntimeError: not made", "lazy.py, line 4"]),
         (["run", "plain:app", "--loud"], ["--loud"]),
         (["run", "plain:app", "--port", "99999"], ["--port", "99999"]),
         (["run", "plain:app", "--host", "256.0.0.1"], ["256.0.0.1:8000"]),
@@ -85,6 +103,9 @@ def test_a_mistake_is_one_line_and_status_2(
     (tmp_path / "plain.py").write_text("number = 1\ndef app(*_): pass\n")
     (tmp_path / "fails.py").write_text("1 / 0\n")
     (tmp_path / "script.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "waits.py").write_text("import gevent\nraise gevent.Timeout(3)\n")
+    (tmp_path / "mute.py").write_text(MUTE)
+    (tmp_path / "lazy.py").write_text(LAZY)
     (tmp_path / "broken.py").write_text("def app(\n")
     done = call(tmp_path, *arguments)
     assert done.returncode == 2
@@ -92,6 +113,12 @@ def test_a_mistake_is_one_line_and_status_2(
     assert len(done.stderr.splitlines()) == 1
     for word in words:
         assert word in done.stderr
+
+
+def test_ctrl_c_while_the_application_is_imported_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("raise KeyboardInterrupt\n")
+    done = call(tmp_path, "run", "plain:app")
+    assert (done.returncode, done.stderr.strip()) == (130, "")
 
 
 def test_a_port_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:

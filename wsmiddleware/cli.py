@@ -132,14 +132,17 @@ def load_app(spec: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         target: Any = importlib.import_module(name)
-    # SystemExit: a module that is a script by mistake.
-    except (Exception, SystemExit) as exc:
+        # To look for an attribute may run the user's code as well.
+        for attribute in path.split("."):
+            if not hasattr(target, attribute):
+                raise CommandError(f"cannot import {spec}: {name} has no {path!r}")
+            target = getattr(target, attribute)
+    except (CommandError, KeyboardInterrupt):
+        raise
+    # SystemExit: a module that is a script by mistake; gevent.Timeout: one that waited too long.
+    except BaseException as exc:
         logger.debug("%s cannot be imported", name, exc_info=exc)
         raise CommandError(f"cannot import {spec}: {_describe(exc)}") from exc
-    for attribute in path.split("."):
-        if not hasattr(target, attribute):
-            raise CommandError(f"cannot import {spec}: {name} has no {path!r}")
-        target = getattr(target, attribute)
     if not callable(target):
         kind = type(target).__name__
         raise CommandError(f"cannot serve {spec}: it is of type {kind}, which cannot be called")
@@ -161,7 +164,10 @@ def _describe(exc: BaseException) -> str:
     """One error in one line, with its place in the user's code."""
     if isinstance(exc, WebSocketError):
         return str(exc)  # names its place itself
-    text = "; ".join(line.strip() for line in str(exc).splitlines() if line.strip())
+    try:
+        text = "; ".join(line.strip() for line in str(exc).splitlines() if line.strip())
+    except Exception:
+        text = "<str() of it failed>"
     frames = [
         frame
         for frame in traceback.extract_tb(exc.__traceback__)
