@@ -12,6 +12,12 @@ from pathlib import Path
 
 import gevent
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from websockets.exceptions import ConnectionClosed
 
 from support import Process, running, wait_until
@@ -142,6 +148,21 @@ def test_a_key_of_another_certificate_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert str(other.keyfile) in done.stderr
     assert "MISMATCH" in done.stderr
+
+
+def test_a_key_that_is_encrypted_or_missing_is_not_called_no_pem(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("def app(*_): pass\n")
+    tls = Tls(tmp_path)
+    key = load_pem_private_key(tls.keyfile.read_bytes(), None)
+    encryption = BestAvailableEncryption(b"secret")
+    tls.keyfile.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, encryption)
+    )
+    for files in (["--keyfile", str(tls.keyfile)], []):
+        done = call(tmp_path, "run", "plain:app", "--certfile", str(tls.certfile), *files)
+        assert done.returncode == 2
+        assert "an unencrypted key is missing, or not in PEM format" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["check", "-h"]])

@@ -197,10 +197,10 @@ def _tls_context(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | 
         context.load_cert_chain(certfile, keyfile, password="")
     except (OSError, ValueError) as exc:
         files = " and ".join(filter(None, (certfile, keyfile)))
-        # OpenSSL calls a file that is no PEM at all "PEM lib", and has no reason then.
+        # For all of these OpenSSL says "PEM lib", and has no reason.
         reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or exc
         if isinstance(exc, ssl.SSLError) and not exc.reason:
-            reason = "not in PEM format"
+            reason = "a certificate or an unencrypted key is missing, or not in PEM format"
         raise CommandError(f"{files}: no usable certificate with its key ({reason})") from exc
     return context
 
