@@ -31,11 +31,16 @@ def greet_and_echo(ws: ServerConnection) -> None:
 
 @contextlib.contextmanager
 def connecting(
-    tmp_path: Path, *arguments: str, stdin: int = subprocess.PIPE, stdout: int = subprocess.PIPE
+    tmp_path: Path,
+    *arguments: str,
+    stdin: int = subprocess.PIPE,
+    stdout: int = subprocess.PIPE,
+    redirections: str = "",
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, on its way."""
+    """The command, on its way; `redirections` are a shell's."""
+    command = [sys.executable, "-m", "wsmiddleware", "connect", *arguments]
     with subprocess.Popen(
-        [sys.executable, "-m", "wsmiddleware", "connect", *arguments],
+        ["sh", "-c", f'exec "$@" {redirections}', "sh", *command],
         cwd=tmp_path,
         env={**environment(tmp_path), "TERM": "xterm", "COLUMNS": "80"},
         stdin=stdin,
@@ -48,9 +53,11 @@ def connecting(
             popen.kill()
 
 
-def connect(tmp_path: Path, *arguments: str, text: bytes = b"") -> tuple[int, bytes, str]:
+def connect(
+    tmp_path: Path, *arguments: str, text: bytes = b"", redirections: str = ""
+) -> tuple[int, bytes, str]:
     """The command to its end: status, standard output, standard error."""
-    with connecting(tmp_path, *arguments) as popen:
+    with connecting(tmp_path, *arguments, redirections=redirections) as popen:
         output, errors = popen.communicate(text, timeout=30)
     return popen.returncode, output, errors.decode()
 
@@ -212,6 +219,31 @@ def test_output_that_nobody_reads_ends_it(tmp_path: Path) -> None:
         popen.stdout.readline()
         popen.stdout.close()
         assert popen.wait(PATIENCE) == 0
+
+
+def test_output_that_cannot_be_written_is_status_3(tmp_path: Path) -> None:
+    with websockets_server(echo) as url:
+        status, _, errors = connect(
+            tmp_path, url, "--once", text=b"hi\n", redirections=">/dev/full"
+        )
+    assert status == 3
+    assert "the output cannot be written: No space left on device" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("redirections", [">&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_standard_stream_is_as_the_null_device(tmp_path: Path, redirections: str) -> None:
+    came: list[str | bytes] = []
+
+    def greet(ws: ServerConnection) -> None:
+        ws.send("Welcome")
+        if "<" not in redirections:
+            came.append(ws.recv())
+
+    with websockets_server(greet) as url:
+        status, output, errors = connect(tmp_path, url, text=b"hi\n", redirections=redirections)
+    assert (status, output) == (0, b"" if ">" in redirections else b"Welcome\n")
+    assert came == ([] if "<" in redirections else ["hi"])
+    assert "Traceback" not in errors
 
 
 class Terminal:

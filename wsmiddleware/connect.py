@@ -76,8 +76,9 @@ def connect(
     In a pipe each line of the input is a message, and standard output gets the messages alone.
     Ctrl-D and Ctrl-C close the connection. Exit status: 0 for a normal end, 1 when no connection
     came about, 2 for a mistake in the command, 3 when the connection was lost or closed with
-    an error, 130 for Ctrl-C.
+    an error, or the output cannot be written, 130 for Ctrl-C.
     """
+    _open_what_is_closed()
     screen = _Screen(is_prompting=sys.stdin.isatty() and sys.stdout.isatty())
     talk = _Talk(screen, is_once=once, is_binary=binary, linger=linger)
     try:
@@ -95,6 +96,18 @@ def connect(
         click.echo(f"wsmiddleware: {exc}", err=True)
         return _EXIT_FAILED
     return talk.run(client, ping)
+
+
+def _open_what_is_closed() -> None:
+    """Take a standard stream that is closed (``<&-``), where Python has None, for /dev/null."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115  (until the process ends)
+    if sys.stdout is None:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
 
 
 def _read_header(text: str) -> tuple[str, str]:
@@ -218,9 +231,14 @@ class _Talk:
         self._last_came = time.monotonic()
         try:
             self._screen.message(message)
-        except OSError:  # nobody reads our output any more
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
+        except BrokenPipeError:  # nobody reads our output any more
+            _discard_output()
             self._outcome.set(0)
+            return
+        except OSError as exc:
+            _discard_output()
+            self._outcome.set(_EXIT_LOST)
+            self._screen.note(f"! {_now()} the output cannot be written: {exc.strerror}")
             return
         if self._is_answer_due:
             self._outcome.set(0)
@@ -357,7 +375,8 @@ def _read_terminal(screen: _Screen, is_binary: bool) -> Iterator[bytes]:
 def _read_pipe(screen: _Screen, is_binary: bool) -> Iterator[bytes]:
     """Lines, or all as one message. By descriptor: a daemon must not hold `sys.stdin`'s lock."""
     data = b""
-    while piece := os.read(0, 65536):
+    # Not 0: where that was closed, it may be a socket of ours by now.
+    while piece := os.read(sys.stdin.fileno(), 65536):
         data += piece
         if not is_binary:
             *lines, data = data.split(b"\n")
