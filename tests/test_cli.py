@@ -86,7 +86,7 @@ def has_said(process: Process, text: str, times: int = 1) -> None:
         (["run", "fails:app"], ["fails:app", "ZeroDivisionError: division by zero", "line 1"]),
         (["run", "script:app"], ["script:app", "SystemExit: 3"]),
         (["run", "waits:app"], ["waits:app", "Timeout: 3 seconds", "waits.py, line 2"]),
-        (["run", "mute:app"], ["mute:app", "Mute: <str() of it failed>", "mute.py, line 3"]),
+        (["run", "mute:app"], ["mute:app", "Mute: <exception str() failed>", "mute.py, line 3"]),
         (["run", "broken:app"], ["broken:app", "SyntaxError", "broken.py, line 1"]),
         (["run", "plain:nothing"], ["plain has no 'nothing'"]),
         (["run", "plain:number"], ["plain:number", "int"]),

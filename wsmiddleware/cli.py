@@ -20,7 +20,7 @@ import click
 
 from wsmiddleware.config import load_settings
 from wsmiddleware.connect import connect
-from wsmiddleware.exceptions import ListenerError, WebSocketError
+from wsmiddleware.exceptions import ListenerError, WebSocketError, text_of
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.loader import file_of
 from wsmiddleware.log import logger, set_up_logging
@@ -164,10 +164,7 @@ def _describe(exc: BaseException) -> str:
     """One error in one line, with its place in the user's code."""
     if isinstance(exc, WebSocketError):
         return str(exc)  # names its place itself
-    try:
-        text = "; ".join(line.strip() for line in str(exc).splitlines() if line.strip())
-    except Exception:
-        text = "<str() of it failed>"
+    text = "; ".join(line.strip() for line in text_of(exc).splitlines() if line.strip())
     frames = [
         frame
         for frame in traceback.extract_tb(exc.__traceback__)

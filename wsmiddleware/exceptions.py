@@ -92,6 +92,14 @@ class SlowConsumerError(WebSocketError):
     """
 
 
+def text_of(exc: BaseException) -> str:
+    """Its `str`, or the words that tracebacks have where that fails."""
+    try:
+        return str(exc)
+    except Exception:
+        return "<exception str() failed>"
+
+
 def raise_all(errors: Sequence[WebSocketError], heading: str) -> None:
     """Raise what was collected: one as it is, several as one, with a line for each below `heading`.
 

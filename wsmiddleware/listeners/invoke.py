@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent.lock import BoundedSemaphore
 
-from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError
+from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError, text_of
 from wsmiddleware.listeners.clients import to_data
 from wsmiddleware.listeners.instance import Instance
 from wsmiddleware.net.pool import CallbackStopped
@@ -290,7 +290,7 @@ class Member(Instance):
         _log.error("%s: %s raised %s", self.wsclient.id, where, _name(error), exc_info=error)
         if name == "on_error" or not channel.settings.debug:
             return None
-        report = {"error": {"type": type(error).__name__, "message": _text(error)}}
+        report = {"error": {"type": type(error).__name__, "message": text_of(error)}}
         return self.connection.encode(to_data(report), True)
 
     def _send(self, wire: Wire | None) -> None:
@@ -304,11 +304,4 @@ class Member(Instance):
 
 
 def _name(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_text(error)}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # in the words of tracebacks
-        return "<exception str() failed>"
+    return f"{type(error).__name__}: {text_of(error)}"
