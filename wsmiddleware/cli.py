@@ -302,8 +302,8 @@ def _urls(host: str, port: int, is_secure: bool) -> Iterator[str]:
     secure = "s" if is_secure else ""
     yield f"http{secure}://{where}/"
     for middleware in info.middlewares():
-        for name, channel in middleware.registry.channels.items():
-            yield f"ws{secure}://{where}{middleware.prefix}/{name}{channel.route}"
+        for channel in middleware.registry.channels.values():
+            yield f"ws{secure}://{where}{channel.pattern}"
 
 
 def _check_app(spec: str) -> int:
@@ -316,8 +316,8 @@ def _check_app(spec: str) -> int:
             raise exc.__cause__ from exc
         raise
     for middleware in info.middlewares():
-        for name, channel in middleware.registry.channels.items():
-            _print_channel(f"{middleware.prefix}/{name}{channel.route}", channel)
+        for channel in middleware.registry.channels.values():
+            _print_channel(channel.pattern, channel)
     if not info.middlewares():
         click.echo(f"{spec} has no WebSocketMiddleware around it", err=True)
         return 1

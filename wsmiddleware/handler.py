@@ -247,7 +247,10 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
             body._discard()
             return
         self.close_connection = True
-        body.content_length, body.chunked_input = 0, False
+        self._forget_body()
+
+    def _forget_body(self) -> None:
+        self.wsgi_input.content_length, self.wsgi_input.chunked_input = 0, False
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -260,7 +263,7 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
             # What follows may be frames and must not be parsed as the next request; nor is a body
             # waited for, of which a handshake has none.
             is_last = True
-            self.wsgi_input.content_length, self.wsgi_input.chunked_input = 0, False
+            self._forget_body()
         if is_last:
             headers = _with_close(headers)
             self.close_connection = True

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -150,7 +149,7 @@ class WebSocketMiddleware:
             session = Session(
                 admitted.record,
                 path_parameters=admitted.path_parameters,
-                route=self._route(admitted),
+                route=admitted.channel.pattern if admitted.path_parameters else "",
                 subprotocol=accepted.subprotocol,
                 extensions=accepted.extensions,
                 user_principal=admitted.principal,
@@ -164,13 +163,6 @@ class WebSocketMiddleware:
         finally:
             self.registry.arrived()
         _park(capability, connection)
-
-    def _route(self, admitted: Admitted) -> str:
-        if not admitted.path_parameters:
-            return ""
-        channel = admitted.channel
-        # Interned: one string for all connections of the channel.
-        return sys.intern(f"{self.prefix}/{channel.name}{channel.route}")
 
     def _close_refused(self, capability: Upgrade, refusal: Refusal) -> None:
         """Refuse where the 101 has gone out already: the close code is 4000 + the HTTP status."""

@@ -87,15 +87,16 @@ class Registry:
             raise ListenerError(f"channel {name} is taken, by {self.channels[name].where}")
         channel = Channel(name, listener_class, self._settings, self._metrics, self._scope)
         channel.on_settled = self._settled.set
-        self._route(channel)
-        self.channels[name] = self._roots[f"{self._prefix}/{name}"] = channel
+        root = f"{self._prefix}/{name}"
+        channel.pattern = root + channel.route
+        self._route(channel, root)
+        self.channels[name] = self._roots[root] = channel
         return channel
 
-    def _route(self, channel: Channel) -> None:
-        root = f"{self._prefix}/{channel.name}"
+    def _route(self, channel: Channel, root: str) -> None:
         try:
             # The one with parameters first: it is the one that may be wrong.
-            for path in dict.fromkeys([root + channel.route, root]):
+            for path in dict.fromkeys([channel.pattern, root]):
                 self._urls.add(_Rule(path, endpoint=channel.name))
         except (ValueError, LookupError, TypeError, SyntaxError, OverflowError, re.error) as exc:
             raise ListenerError(

@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import gevent
@@ -82,49 +84,49 @@ def test_reactor_looks_at_nothing_that_was_forgotten() -> None:
     assert (first.seen, len(second.seen)) == ([], 1)
 
 
-def test_reactor_lets_the_loop_turn_between_many_looks() -> None:
-    # Its clock ticks by hand: on a slow machine more steps of it would fall into these turns.
-    reactor = Reactor(step=60.0)
-    many = [Looked(reactor) for _ in range(1000)]
-    for looked in many:
-        reactor.watch(looked, 0.02)
-    check = reactor.loop.check()
-    at_turn = [0]
-
-    def turned() -> None:
-        at_turn.append(sum(len(looked.seen) for looked in many))
-
-    check.start(turned)
+def tick(reactor: Reactor) -> None:
+    """A step of the clock, by hand: of its own it would take more of them on a slow machine."""
     reactor._last -= 60.0
     reactor._tick()
-    wait_until(lambda: at_turn[-1] == 1000)
-    reactor._tick()
-    assert is_stopped(reactor)
+
+
+@contextmanager
+def looks_at_turns(
+    reactor: Reactor, count: int, turned: Callable[[], None] = lambda: None
+) -> Iterator[list[int]]:
+    """How many of `count` that are due have been looked at, by turns of the loop."""
+    many = [Looked(reactor) for _ in range(count)]
+    for looked in many:
+        reactor.watch(looked, 0.02)
+    looks = [0]
+
+    def on_turn() -> None:
+        looks.append(sum(len(looked.seen) for looked in many))
+        turned()
+
+    check = reactor.loop.check()
+    check.start(on_turn)
+    yield looks
     check.stop()
     check.close()
-    steps = [after - before for before, after in pairwise(at_turn)]
-    assert sum(steps) == 1000
-    assert max(steps) <= 200
+
+
+def test_reactor_lets_the_loop_turn_between_many_looks() -> None:
+    reactor = Reactor(step=60.0)
+    with looks_at_turns(reactor, 1000) as looks:
+        tick(reactor)
+        wait_until(lambda: looks[-1] == 1000)
+        tick(reactor)
+        assert is_stopped(reactor)
+    assert looks[-1] == 1000
+    assert max(after - before for before, after in pairwise(looks)) <= 200
 
 
 def test_clock_that_ticks_on_makes_no_turn_longer() -> None:
     reactor = Reactor(step=60.0)
-    many = [Looked(reactor) for _ in range(3000)]
-    for looked in many:
-        reactor.watch(looked, 0.02)
-    check = reactor.loop.check()
-    at_turn = [0]
-
-    def tick() -> None:
-        at_turn.append(sum(len(looked.seen) for looked in many))
-        reactor._last -= 60.0
-        reactor._tick()
-
-    check.start(tick)
-    wait_until(lambda: is_stopped(reactor))
-    check.stop()
-    check.close()
-    assert max(after - before for before, after in pairwise(at_turn)) <= 200
+    with looks_at_turns(reactor, 3000, lambda: tick(reactor)) as looks:
+        wait_until(lambda: is_stopped(reactor))
+    assert max(after - before for before, after in pairwise(looks)) <= 200
 
 
 # In a process of its own, where nothing else is counted. Without the GIL the loop takes off its

@@ -63,6 +63,8 @@ class Channel:
         self.metrics = metrics
         #: Connections whose last callback has not ended yet; more than are open.
         self.unfinished: set[Member] = set()
+        #: Its path in a URL as the class has it, parameters and all; its registry sets it.
+        self.pattern = ""
         #: Called when nothing runs or is due any more.
         self.on_settled: Callable[[], None] | None = None
         self.wsclients = WsClients(self)
