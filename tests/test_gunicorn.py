@@ -159,7 +159,8 @@ def test_max_requests_replaces_the_worker(tmp_path: Path) -> None:
 
 
 def test_several_workers_are_warned_of(tmp_path: Path) -> None:
-    folder = write_app(tmp_path, APP + "    print('loaded', flush=True)\n", echo=LISTENER)
+    # In one write: the two of them share the stream.
+    folder = write_app(tmp_path, APP + "    os.write(1, b'loaded\\n')\n", echo=LISTENER)
     with serve_by("worker", folder, ["--workers", "2"]) as process:
         # gunicorn itself waits in vain for a worker that was told to end before it had begun.
         wait_until(lambda: process.output.count("loaded\n") == 2, lambda: process.output)
