@@ -1024,3 +1024,10 @@ def test_stream_survives_a_close_while_the_hub_is_asked_to_flush(
 
     monkeypatch.setattr(link.connection, "flush_soon", flush_soon)
     assert [call[0] for call in link.serve(Listener(), "a", "b", "c")] == ["run"]
+
+
+@pytest.mark.parametrize("key", [b"", b"123", b"12345", "1234", None])
+def test_apply_mask_refuses_a_key_that_is_not_four_bytes(key: Any) -> None:
+    assert speedups.apply_mask
+    with pytest.raises(TypeError, match="a key of 4 bytes"):
+        speedups.apply_mask(b"data", key)

@@ -17,12 +17,23 @@ if TYPE_CHECKING:
     from wsmiddleware._speedups import Stream as _Stream
     from wsmiddleware.protocol.prepared import PreparedMessage
 
+    ApplyMask = Callable[[bytes | bytearray | memoryview, bytes], bytes]
     Deliver = Callable[[list[Any], PreparedMessage], list[Any]]
     Pack = Callable[
         [str | bytes | bytearray | memoryview, bool], bytes | tuple[bytes, bytes | memoryview]
     ]
 
-__all__ = ["IMPLEMENTATION", "VARIABLE", "Counts", "Ready", "Stream", "deliver", "pack"]
+__all__ = [
+    "IMPLEMENTATION",
+    "VARIABLE",
+    "Counts",
+    "Ready",
+    "Stream",
+    "apply_mask",
+    "deliver",
+    "pack",
+    "use_deflate",
+]
 
 #: The variable that turns the extension off; read once, at import.
 VARIABLE = "WSMIDDLEWARE_SPEEDUPS"
@@ -42,6 +53,10 @@ Stream: type[_Stream] | None = None
 Ready: type[_Ready] | None = None
 #: Sends a broadcast to those of a list of members that it can, and gives the others.
 deliver: Deliver | None = None
+#: Masks or unmasks bytes.
+apply_mask: ApplyMask | None = None
+#: Tells the extension how messages are inflated, and from what size on they are deflated.
+use_deflate: Callable[[Callable[[bytes, int], bytes], int], None] | None = None
 #: The wire form of a message: unmasked, uncompressed; a large one's header and payload apart.
 pack: Pack | None = None
 
@@ -52,6 +67,7 @@ if os.environ.get(VARIABLE, "").strip().lower() not in ("0", "off", "no", "false
         pass
     else:
         Stream, deliver, pack = _speedups.Stream, _speedups.deliver, _speedups.pack
+        apply_mask, use_deflate = _speedups.apply_mask, _speedups.use_deflate
         Counts, Ready = _speedups.Counts, _speedups.Ready  # type: ignore[misc]
 
 #: ``"c"`` or ``"python"``.

@@ -93,6 +93,10 @@ static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "window_bits is 0 to 15");
         return -1;
     }
+    if (self->window_bits && !decompress) {
+        PyErr_SetString(PyExc_RuntimeError, "window_bits before use_deflate()");
+        return -1;
+    }
     return 0;
 }
 
@@ -254,9 +258,29 @@ PyDoc_STRVAR(pack_doc,
              "and never compressed; from 16 KiB on its header and its payload, which is not copied.\n"
              "Raises `UnicodeEncodeError`, and `TypeError` for what is no message.");
 
+PyDoc_STRVAR(apply_mask_doc,
+             "apply_mask(data, key): bytes-like `data` masked or unmasked with a key of 4 bytes, as\n"
+             "`bytes`: RFC 6455 section 5.3.");
+
+PyDoc_STRVAR(use_deflate_doc,
+             "use_deflate(decompress, min_compress_size): inflate messages with that function, and\n"
+             "have those from so many bytes on encoded by the connection, which deflates them.");
+
+static PyObject *use_deflate(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *function;
+    if (!PyArg_ParseTuple(args, "On", &function, &min_compress_size))
+        return NULL;
+    Py_XSETREF(decompress, Py_NewRef(function));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"apply_mask", (PyCFunction)(void (*)(void))apply_mask, METH_FASTCALL, apply_mask_doc},
     {"deliver", (PyCFunction)(void (*)(void))deliver, METH_FASTCALL, deliver_doc},
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, pack_doc},
+    {"use_deflate", (PyCFunction)use_deflate, METH_VARARGS, use_deflate_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -268,27 +292,12 @@ static PyModuleDef definition = {
     .m_methods = functions,
 };
 
-static int import_deflate(void)
-{
-    PyObject *deflate = PyImport_ImportModule("wsmiddleware.protocol.deflate");
-    PyObject *size = deflate ? PyObject_GetAttrString(deflate, "MIN_COMPRESS_SIZE") : NULL;
-    if (size) {
-        min_compress_size = PyLong_AsSsize_t(size);
-        Py_XSETREF(decompress, PyObject_GetAttrString(deflate, "decompress"));
-    }
-    Py_XDECREF(size);
-    Py_XDECREF(deflate);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
 PyMODINIT_FUNC PyInit__speedups(void)
 {
 #define INTERN(name, text) \
     if (!names.name && !(names.name = PyUnicode_InternFromString(text))) \
         return NULL;
     FOR_EACH_NAME(INTERN)
-    if (import_deflate() < 0)
-        return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (!module || PyType_Ready(&utf8_type) < 0 || PyModule_AddType(module, &counts_type) < 0 ||
         PyModule_AddType(module, &ready_type) < 0 || PyModule_AddType(module, &stream_type) < 0) {

@@ -9,35 +9,6 @@ _Thread_local unsigned char buffer[BUFFER_SIZE + LARGE];
 
 /* -- frames ------------------------------------------------------------------------------------ */
 
-/* For vectors of 32 bytes where the processor has them, which the C library finds out: half of the
- * unmasking, a twelfth of an echo of 1 MiB. */
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define WIDE
-#endif
-
-/* Eight bytes at a time; the compiler makes vectors of it. Gives the OR of all bytes. */
-WIDE static unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
-                                 const unsigned char *key, size_t turn)
-{
-    unsigned char turned[8];
-    uint64_t word, wide, seen = 0;
-    size_t i = 0;
-    for (int k = 0; k < 8; k++)
-        turned[k] = key[(turn + k) & 3];
-    memcpy(&wide, turned, 8);
-    for (; i + 8 <= size; i += 8) {
-        memcpy(&word, from + i, 8);
-        word ^= wide;
-        seen |= word;
-        memcpy(to + i, &word, 8);
-    }
-    for (; i < size; i++)
-        seen |= to[i] = from[i] ^ turned[i & 7];
-    return (seen & 0x8080808080808080u) != 0 ? 0x80 : 0;
-}
-
 typedef enum { WHOLE, CUT, OTHER } Look;
 
 /* What starts here: a frame that is ours, one that may become it, or something for the engine. */

@@ -136,7 +136,8 @@ typedef struct { FOR_EACH_SLOT(DECLARE_SLOT) } Slots;
 extern Slots slots;
 
 extern _Thread_local unsigned char buffer[BUFFER_SIZE + LARGE];
-/* Of protocol/deflate.py: how a message is inflated, and from how many bytes on one is deflated. */
+/* What protocol/deflate.py gives by `use_deflate`: how a message is inflated, and from how many bytes
+ * on one is deflated. */
 extern PyObject *decompress;
 extern Py_ssize_t min_compress_size;
 extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;
@@ -145,6 +146,11 @@ extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;
 PyObject *get_slot(Slot *slot, PyObject *object);
 PyObject *peek_slot(const Slot *slot, PyObject *object);
 int set_slot(Slot *slot, PyObject *object, PyObject *value);
+
+/* masking.c */
+unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
+                     const unsigned char *key, size_t turn);
+PyObject *apply_mask(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* reading.c */
 Found read_some(Stream *self, PyObject *messages, PyObject **rest);

@@ -11,6 +11,8 @@ import functools
 import zlib
 from dataclasses import dataclass
 
+from wsmiddleware import speedups
+
 from .frames import CloseCode, ProtocolViolation, too_big
 from .handshake import Extension, parse_extensions
 
@@ -220,3 +222,7 @@ class Inflater:
 
 def _bad_data() -> ProtocolViolation:
     return ProtocolViolation(CloseCode.INVALID_DATA, "invalid compressed data")
+
+
+if speedups.use_deflate is not None:
+    speedups.use_deflate(decompress, MIN_COMPRESS_SIZE)

