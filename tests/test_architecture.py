@@ -18,7 +18,7 @@ EXTENSION = PACKAGE / "_extension"
 
 #: From the lowest to the highest; "" is the package itself. A new module is given its place here.
 ORDER = """
-    _speedups exceptions values log speedups settings config metrics
+    _speedups exceptions values log django speedups settings config metrics
     protocol net listeners
     registry policy upgrade info admission middleware options upkeep client
     "" handler reloader server gunicorn connect cli __main__
@@ -26,6 +26,7 @@ ORDER = """
 
 #: Who alone may import it.
 DOORS = {
+    "django": "django",
     "gunicorn": "gunicorn",
     "geventwebsocket": "handler",
 }

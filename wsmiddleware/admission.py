@@ -21,10 +21,10 @@ from werkzeug.local import LocalProxy
 from werkzeug.wrappers import Request, Response
 
 from wsmiddleware import policy
+from wsmiddleware.django import close_connections
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
-from wsmiddleware.listeners.edges import Scope
-from wsmiddleware.listeners.invoke import run_callback
+from wsmiddleware.listeners.invoke import Scope, run_callback
 from wsmiddleware.listeners.session import RequestRecord
 from wsmiddleware.policy import Acceptance, Refusal, refuse
 from wsmiddleware.registry import Registry
@@ -119,6 +119,8 @@ class Admission:
         if scope is not None or channel.joins_handshake:
             # For nothing of the user's there is none to start: 4 % of a connect.
             timer = gevent.Timeout.start_new(self._settings.request_timeout)
+            # As before a view: one that an earlier request has left may be dead by now.
+            close_connections()
         try:
             principal = _ask(channel, record, context, scope)
             if isinstance(principal, Refusal):
@@ -133,6 +135,8 @@ class Admission:
         finally:
             if timer is not None:
                 timer.close()
+                # Here, for this greenlet may stay as long as the connection lives.
+                close_connections()
         accepted = policy.agree(environ, channel, self._settings, is_answered=is_answered)
         return Admitted(
             channel, path_parameters, record, context, scope, listener, principal, accepted

@@ -56,7 +56,8 @@ class WebSocketMiddleware:
     `listeners` is the directory of the listener files (the setting ``directory``), `prefix` where
     the channels are in the URL, `config` the path of the settings' file (`False`: no file),
     `request_context` what makes an application's context of an environ (Flask's
-    ``app.request_context``), in which callbacks then run. The rest are settings by keyword.
+    ``app.request_context``): each callback of a connection, `on_handshake` included, enters one and
+    leaves it, those of the channel's edges do not. The rest are settings by keyword.
 
     Everything loads here: `ConfigError` and `ListenerError` name what is wrong. Sockets, greenlets
     and timers are made at the first connection, after any fork.

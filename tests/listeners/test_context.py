@@ -6,8 +6,8 @@ import contextvars
 import gc
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gevent
@@ -15,6 +15,7 @@ import gevent.local
 import pytest
 from flask import Flask, g, has_request_context, request, session
 from gevent.event import Event
+from websockets.exceptions import InvalidStatus
 
 from support import Server, wait_until
 from support.room import MakeRoom, Room
@@ -232,8 +233,11 @@ def test_flask_session_and_request_work_as_in_a_view(flask_room: Callable[..., R
     assert not has_request_context()
 
 
-def test_every_callback_runs_in_the_request_context(flask_room: Callable[..., Room]) -> None:
+def test_every_callback_runs_in_the_request_context(
+    flask_room: Callable[..., Room],
+) -> None:
     seen: dict[str, str] = {}
+    of_the_channel: list[bool] = []
 
     def see(name: str) -> None:
         seen[name] = request.args["q"]
@@ -246,7 +250,7 @@ def test_every_callback_runs_in_the_request_context(flask_room: Callable[..., Ro
 
         @classmethod
         def on_first_open(cls, wsclients: Any) -> None:
-            see("on_first_open")
+            of_the_channel.append(has_request_context())
 
         def __init__(self) -> None:
             see("__init__")
@@ -273,7 +277,7 @@ def test_every_callback_runs_in_the_request_context(flask_room: Callable[..., Ro
 
         @classmethod
         def on_last_close(cls) -> None:
-            see("on_last_close")
+            of_the_channel.append(has_request_context())
 
     served = flask_room(Test)
     with served.connect("?q=me") as ws:
@@ -282,9 +286,10 @@ def test_every_callback_runs_in_the_request_context(flask_room: Callable[..., Ro
         assert ws.recv(5) == "text"
         wait_until(lambda: "on_open_async" in seen)
     served.wait_until_settled()
-    assert seen == dict.fromkeys(
-        [*(n for n in vars(Test) if n.startswith("on_")), "__init__"], "me"
-    )
+    names = {"__init__", *(name for name in vars(Test) if name.startswith("on_"))}
+    assert seen == dict.fromkeys(names - {"on_first_open", "on_last_close"}, "me")
+    # The channel is nobody's request, whoever comes first or leaves last.
+    assert of_the_channel == [False, False]
 
 
 def test_teardown_of_the_context_runs_after_each_callback(serve: Callable[..., Server]) -> None:
@@ -309,6 +314,57 @@ def test_teardown_of_the_context_runs_after_each_callback(serve: Callable[..., S
         assert ws.recv(5) == "x"
         wait_until(lambda: len(torn) == 2)
     assert [type(exc) for exc in torn[:2]] == [ValueError, type(None)]
+
+
+def test_context_is_left_after_every_callback_however_it_ends(room: MakeRoom) -> None:
+    """So an ORM that keeps a session for each context gives its connection back."""
+    entered: list[str] = []
+    held: set[object] = set()
+
+    @contextmanager
+    def hold(environ: Any) -> Iterator[None]:
+        entered.append(environ["QUERY_STRING"])
+        held.add(token := object())
+        try:
+            yield
+        finally:
+            held.discard(token)
+
+    class Test(WebSocketListener):
+        @classmethod
+        def on_handshake(cls, request: Any) -> bool:
+            assert len(held) == 1
+            return "refused" not in request.args
+
+        def on_open(self, wsclient: Any) -> str:
+            return f"{len(held)} held"
+
+        def on_message(self, wsclient: Any, message: str) -> str:
+            if message == "raise":
+                raise ValueError
+            if message == "hang":
+                gevent.sleep(60)
+            return f"{len(held)} held"
+
+        def on_error(self, wsclient: Any, exception: BaseException) -> str:
+            return f"{len(held)} held"
+
+        def on_close(self, wsclient: Any, reason_phrase: str) -> None:
+            assert len(held) == 1
+
+    served = room(Test, request_context=hold, request_timeout=0.2)
+    with pytest.raises(InvalidStatus), served.connect("?refused"):
+        pass
+    with served.connect() as ws:
+        assert ws.recv(5) == "1 held"
+        for message in ("text", "raise", "hang"):
+            ws.send(message)
+            assert ws.recv(5) == "1 held"
+            wait_until(lambda: not held)
+    served.wait_until_settled()
+    assert not held
+    # Two for a handshake, which makes the listener too; on_message and on_error; on_close.
+    assert entered == ["refused"] + [""] * (2 + 1 + 3 + 2 + 1)
 
 
 def test_request_context_that_fails_is_an_error_of_the_callback(room: MakeRoom) -> None:

@@ -94,12 +94,12 @@ static int serve(Stream *self, PyObject *worker)
         if (result == 0)
             result = serve_one(self, message, worker);
         Py_DECREF(message);
-        /* Nothing of a callback's greenlet-locals is there for the next one. */
-        if (result == 0 && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
-            result = call(worker, names.forget, NULL);
-        /* The next callback may block. */
+        /* The next callback may block, and so may what follows. */
         if (result == 0 && PyList_GET_SIZE(due) && self->pending && !self->is_flush_due)
             self->is_flush_due = 1, result = call(self->connection, names.flush_soon, NULL);
+        /* Nothing of a callback's greenlet-locals is there for the next one. */
+        if (result == 0 && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
+            result = call(worker, names.forget, NULL) < 0 ? -1 : set_deadline(self, worker, self->timeout);
         rest = PyList_GET_SIZE(due); /* only now: a finalizer may have closed the connection */
         if (rest && now() > ends)
             break;

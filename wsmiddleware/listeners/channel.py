@@ -13,7 +13,7 @@ from wsmiddleware.exceptions import ListenerError
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, check_group, to_data
 from wsmiddleware.listeners.delivery import Deliveries
-from wsmiddleware.listeners.edges import Edge, Edges, Scope
+from wsmiddleware.listeners.edges import Edge, Edges
 from wsmiddleware.listeners.loader import file_of
 from wsmiddleware.protocol.prepared import PreparedMessage
 from wsmiddleware.settings import Settings, validate
@@ -123,16 +123,16 @@ class Channel:
         members = self._members if group is None else self._groups.get(group, {})
         return list(members.values())
 
-    def add(self, member: Member, scope: Scope | None) -> Edge | None:
+    def add(self, member: Member) -> Edge | None:
         """Count and list an open connection; the edge that its `on_open` has to wait for."""
         self._members[member.wsclient] = member
         self.unfinished.add(member)
         self.metrics.opened[self.name] += 1
         if len(self._members) == 1:
-            self._first = self._edges.opened(member.connection.reactor, scope)
+            self._first = self._edges.opened(member.connection.reactor)
         return self._first
 
-    def remove(self, member: Member, scope: Scope | None) -> None:
+    def remove(self, member: Member) -> None:
         """A connection is no longer open."""
         client = member.wsclient
         with self._lock:
@@ -141,7 +141,7 @@ class Channel:
                 self._drop(client, group)
         if not self._members:
             self._first = None
-            self._edges.emptied(member.connection.reactor, scope)
+            self._edges.emptied(member.connection.reactor)
 
     def finished(self, member: Member) -> None:
         """The last callback of a connection has ended."""

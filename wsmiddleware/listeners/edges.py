@@ -10,36 +10,30 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import TYPE_CHECKING
 
 from gevent.event import Event
 
-from wsmiddleware.listeners.invoke import describe, run_callback
+from wsmiddleware.listeners.invoke import describe
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.channel import Channel
     from wsmiddleware.net.pool import Worker
     from wsmiddleware.net.reactor import Reactor
 
-__all__ = ["Edge", "Edges", "Scope"]
+__all__ = ["Edge", "Edges"]
 
 _log = logging.getLogger("websocket")
-
-Scope = Callable[[], AbstractContextManager[object]]
 
 
 class Edge:
     """One edge: which callback, and how far it has come."""
 
-    __slots__ = ("ended", "entered", "name", "scope", "worker")
+    __slots__ = ("ended", "entered", "name", "worker")
 
-    def __init__(self, name: str, scope: Scope | None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        #: Gives the request context of the connection that made the edge.
-        self.scope = scope
         #: The callback has blocked for the first time, or ended.
         self.entered = Event()
         self.ended = Event()
@@ -62,27 +56,27 @@ class Edges:
         """True when no edge callback is due or running."""
         return not self._is_running
 
-    def opened(self, reactor: Reactor, scope: Scope | None) -> Edge | None:
+    def opened(self, reactor: Reactor) -> Edge | None:
         """The channel got its first connection; `None` where the class does not care."""
         self._news.set()
-        return self._add(reactor, "on_first_open", scope)
+        return self._add(reactor, "on_first_open")
 
-    def emptied(self, reactor: Reactor, scope: Scope | None) -> None:
+    def emptied(self, reactor: Reactor) -> None:
         """The channel lost its last connection."""
         edge = self._current
         if edge is not None and edge.worker is not None:
             grace = reactor.now + self._channel.settings.grace_period
             edge.worker.deadline = min(edge.worker.deadline, grace)
-        self._add(reactor, "on_last_close", scope)
+        self._add(reactor, "on_last_close")
 
     def wake(self) -> None:
         """The last `on_close` has ended."""
         self._news.set()
 
-    def _add(self, reactor: Reactor, name: str, scope: Scope | None) -> Edge | None:
+    def _add(self, reactor: Reactor, name: str) -> Edge | None:
         if name not in self._channel.callbacks:
             return None
-        edge = Edge(name, scope)
+        edge = Edge(name)
         self._queue.append(edge)
         self._news.set()
         reactor.start_clock()
@@ -117,7 +111,8 @@ class Edges:
         edge.worker = worker
         worker.deadline = reactor.now + self._limit(edge)
         try:
-            run_callback(Context(), edge.scope, callback, *args)
+            # In no request's context: it belongs to the channel, whoever came first or left last.
+            Context().run(callback, *args)
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt):
                 raise

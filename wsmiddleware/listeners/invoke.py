@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
     from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.listeners.channel import Channel
     from wsmiddleware.listeners.clients import WsClient
-    from wsmiddleware.listeners.edges import Edge, Scope
+    from wsmiddleware.listeners.edges import Edge
     from wsmiddleware.net.connection import Connection
     from wsmiddleware.net.pool import Worker
     from wsmiddleware.protocol.frames import Wire
 
-__all__ = ["Member", "describe", "run_callback"]
+__all__ = ["Member", "Scope", "describe", "run_callback"]
 
 _log = logging.getLogger("websocket")
+
+#: Gives what a connection's callbacks run inside: an application's context, anew for each.
+Scope = Callable[[], AbstractContextManager[object]]
 
 
 def run_callback(
@@ -106,7 +110,7 @@ class Member(Instance):
 
     def list(self) -> None:
         """Count and list the connection as open; what it receives waits until it is started."""
-        self._edge = self._channel.add(self, self._scope)
+        self._edge = self._channel.add(self)
         session = self.wsclient.session
         _log.info(
             "%s: open, channel %s, %s", session.id, self._channel.name, session.remote_address
@@ -215,7 +219,7 @@ class Member(Instance):
         if worker is not None and worker.deadline < math.inf:
             grace = reactor.now + self._channel.settings.grace_period
             worker.deadline = min(worker.deadline, grace)
-        self._channel.remove(self, self._scope)
+        self._channel.remove(self)
 
     def closed(self, worker: Worker) -> None:
         """Run `on_close`, the last callback."""

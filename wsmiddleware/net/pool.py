@@ -15,6 +15,8 @@ from collections.abc import Callable
 from gevent.hub import Hub
 from greenlet import GreenletExit, greenlet
 
+from wsmiddleware.django import close_connections
+
 __all__ = ["CallbackStopped", "Task", "Worker", "WorkerPool"]
 
 _log = logging.getLogger("websocket")
@@ -100,7 +102,10 @@ class Worker(greenlet):  # type: ignore[misc]  # greenlet has no types
             self.forget_locals()
 
     def forget_locals(self) -> None:
-        """Do what gevent does when a greenlet ends."""
+        """Do what gevent does when a greenlet ends, and close what it would drop. May block."""
+        # The callback has ended: no stop for this.
+        self.deadline = math.inf
+        close_connections()
         self.__dict__.clear()
         links = self.links.copy()
         self.links.clear()
