@@ -112,6 +112,7 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
         """Make the server for one listening socket."""
         server = WSGIServer(listener, **options)
         server.handshake_timeout = servers.handshake_timeout()
+        server.head_limits = servers.head_limits()
         server.on_request = self._count_request
         self._servers.append(server)
         return server

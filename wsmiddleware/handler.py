@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import re
 import socket
 import time
 from collections.abc import Callable
@@ -32,14 +31,13 @@ from geventwebsocket.handler import Client
 from geventwebsocket.handler import WebSocketHandler as StockWebSocketHandler
 from geventwebsocket.websocket import Stream, WebSocket
 
+from wsmiddleware.body import Body
 from wsmiddleware.net.transport import TlsTransport, Transport, wrap_socket
 from wsmiddleware.protocol.handshake import accept_key, has_token, is_valid_key, parse_tokens
-from wsmiddleware.protocol.head import read_head
+from wsmiddleware.reading import RequestReader
 from wsmiddleware.upgrade import ENVIRON_KEY, STOCK_ENVIRON_KEY, park, take_buffered
 
 __all__ = ["HandlerUpgrade", "LazyWebSocket", "WebSocketHandler", "stop_reading"]
-
-_ABSOLUTE = re.compile("https?://([^/?#]*)", re.IGNORECASE)
 
 _TIMEOUT_RESPONSE = (
     "408 Request Timeout",
@@ -113,29 +111,7 @@ class LazyWebSocket(WebSocket):  # type: ignore[misc]
         self.handler = None
 
 
-class _Source(io.RawIOBase):
-    """The bytes of a socket as `rfile` reads them, up to the moment that the socket is released.
-
-    Unlike `makefile`, it is no user of the socket whom a close() would have to wait for.
-    """
-
-    def __init__(self, sock: Any) -> None:
-        self._sock = sock
-
-    def readable(self) -> bool:
-        """As files have it."""
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        """Read what comes next; ``None``, which is nothing for now, once `release` was called."""
-        return None if self._sock is None else int(self._sock.recv_into(buffer))
-
-    def release(self) -> None:
-        """Read no more."""
-        self._sock = None
-
-
-class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
+class WebSocketHandler(RequestReader, StockWebSocketHandler):  # type: ignore[misc]
     """Serves the requests of one connection until one of them takes the connection over."""
 
     #: Seconds from the first byte of a request to its end; then 408 and the connection is closed.
@@ -151,12 +127,6 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
     socket: Any
     path: str
     _timer: gevent.Timeout | None = None
-    #: The host of a request's target where that is a whole URL.
-    _authority: str | None = None
-
-    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
-        self._source = _Source(sock) if rfile is None else None
-        super().__init__(sock, address, server, rfile or io.BufferedReader(self._source))
 
     def handle_one_request(self) -> Any:
         """Serve one request within its time-out."""
@@ -191,31 +161,7 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
         """Read the headers; the request's clock stops here, its body is the application's."""
         is_read = bool(super().read_request(raw_requestline))
         self._stop_timer()
-        # RFC 9112, section 3.2.2: as proxies are asked; its host is the one that counts.
-        absolute = _ABSOLUTE.match(self.path)
-        self._authority = absolute[1] if absolute else None
-        if absolute:
-            self.path = "/" + self.path[absolute.end() :].removeprefix("/")
         return is_read
-
-    def get_environ(self) -> dict[str, Any]:
-        """As PEP 3333."""
-        environ: dict[str, Any] = super().get_environ()
-        if self._authority is not None:
-            environ["HTTP_HOST"] = self._authority
-        return environ
-
-    def MessageClass(self, rfile: io.BufferedReader, *args: Any) -> Any:
-        """The headers of the request; what is not plain goes the stock way, through `email`."""
-        head = read_head(rfile)
-        if head is None:
-            head = super().MessageClass(rfile, *args)
-            # A line that is no header ends them for that parser: it would hide those behind it.
-            if head.defects or head.get_payload():
-                raise ValueError("a line that is no header")
-            if len(head.get_all("content-length", ())) > 1:
-                raise ValueError("more than one Content-Length")
-        return head
 
     def run_application(self) -> None:
         """Call the application with both ways to upgrade in the environ."""
@@ -241,6 +187,9 @@ class WebSocketHandler(StockWebSocketHandler):  # type: ignore[misc]
     def _discard_body(self) -> None:
         """Read what nobody has read of the body, for as long as a request may take to come."""
         body = self.wsgi_input
+        if isinstance(body, Body) and body.is_broken:
+            self.close_connection = True
+            return
         if body.position >= (body.content_length or 0) and not body.chunked_input:
             return
         with contextlib.suppress(OSError), gevent.Timeout(self.handshake_timeout, False):

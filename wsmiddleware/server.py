@@ -33,6 +33,7 @@ from wsmiddleware.handler import WebSocketHandler, stop_reading
 from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.net.turnstile import Turnstile
 from wsmiddleware.protocol.frames import CloseCode
+from wsmiddleware.protocol.head import HeadLimits
 
 __all__ = [
     "Handlers",
@@ -41,6 +42,7 @@ __all__ = [
     "freeze_heap",
     "grace_period",
     "handshake_timeout",
+    "head_limits",
     "serve",
 ]
 
@@ -132,6 +134,9 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
     #: Seconds for the TLS handshake and for each request; the handler's own when None.
     handshake_timeout: float | None = None
 
+    #: What a request's head may be; the handler's own when None.
+    head_limits: HeadLimits | None = None
+
     #: Called at each request, when given.
     on_request: Callable[[], None] | None = None
 
@@ -215,6 +220,8 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         handler: WebSocketHandler = self.handler_class(sock, address, self)
         if self.handshake_timeout is not None:
             handler.handshake_timeout = self.handshake_timeout
+        if self.head_limits is not None:
+            handler.head_limits = self.head_limits
         return handler
 
     def _wrap(self, client_socket: Any, address: Any) -> Any:
@@ -253,6 +260,12 @@ def handshake_timeout() -> float | None:
     return min((each.settings.handshake_timeout for each in info.middlewares()), default=None)
 
 
+def head_limits() -> HeadLimits | None:
+    """What a request's head may be: the least of this process's middlewares, None without any."""
+    sizes = [each.settings.max_head_size for each in info.middlewares()]
+    return HeadLimits(size=min(sizes)) if sizes else None
+
+
 def freeze_heap() -> None:
     """Have the garbage collector pass over all that is loaded now; for a process of our own.
 
@@ -277,6 +290,8 @@ def serve(
     stopping = AsyncResult() if stopping is None else stopping
     if server.handshake_timeout is None:
         server.handshake_timeout = handshake_timeout()
+    if server.head_limits is None:
+        server.head_limits = head_limits()
     server.start()
     previous = {
         # Not gevent's own: they wait for the loop, which a callback that never yields holds up.

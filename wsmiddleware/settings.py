@@ -102,6 +102,12 @@ class Settings:
     handshake_timeout: float = _row(
         10.0, _POSITIVE, "from the first byte of a request to its end", unit="seconds"
     )
+    max_head_size: int = _row(
+        2**16,
+        _SIZE,
+        "a longer head of a request, its request line and header lines, is answered with 431",
+        unit="bytes",
+    )
     max_message_size: int = _row(
         2**20,
         _SIZE,

@@ -1,0 +1,246 @@
+"""How the handler reads a request: a head within limits, parsed by rules that leave no doubt.
+
+`RequestReader` stands between our handler and pywsgi's. It gathers the bytes, however they are cut;
+what they mean is decided in `wsmiddleware.protocol.head` and `wsmiddleware.protocol.framing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import socket
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import gevent
+import gevent.ssl
+from gevent import pywsgi
+
+from wsmiddleware.body import Body, BodyError, check_chunks
+from wsmiddleware.protocol.framing import find_length
+from wsmiddleware.protocol.handshake import has_token
+from wsmiddleware.protocol.head import (
+    HeadError,
+    HeadLimits,
+    parse_fields,
+    parse_request_line,
+)
+
+__all__ = ["RequestReader", "Source", "read_until"]
+
+# A line's end, and the empty line that ends a head, which may be its first.
+_LINE_END = re.compile(rb"\n")
+_HEAD_END = re.compile(rb"(?:\A|\n)\r?\n")
+
+# In the environ under names of their own (PEP 3333).
+_OWN_KEYS = ("HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH")
+
+# The first byte of a TLS handshake; no method begins with it.
+_TLS = b"\x16"
+
+# What is still read of a request that has been refused, in seconds and bytes.
+_LINGER_TIME = 1.0
+_LINGER_SIZE = 2**20
+
+_TLS_REASON = "TLS on a port for plain HTTP: is it wss:// or https:// to a plain port?"
+
+
+class Source(io.RawIOBase):
+    """The bytes of a socket as `rfile` reads them, up to the moment that the socket is released.
+
+    Unlike `makefile`, it is no user of the socket whom a close() would have to wait for.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def readable(self) -> bool:
+        """As files have it."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what comes next; ``None``, which is nothing for now, once `release` was called."""
+        return None if self._sock is None else int(self._sock.recv_into(buffer))
+
+    def release(self) -> None:
+        """Read no more."""
+        self._sock = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Read nothing within: a reader finds what it has buffered."""
+        self._sock, sock = None, self._sock
+        try:
+            yield
+        finally:
+            self._sock = sock
+
+
+class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
+    """Reads the requests of one connection; what is wrong with one is answered and logged here."""
+
+    #: What a request's head may be.
+    head_limits = HeadLimits()
+
+    environ: Any
+    wsgi_input: Any
+    #: Where the bytes come from, unless `rfile` was given.
+    _source: Source | None = None
+    #: The request line as it came.
+    _line = b""
+    #: The host of a request's target where that is a whole URL.
+    _authority: str | None = None
+
+    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
+        if rfile is None:
+            self._source = Source(sock)
+            rfile = io.BufferedReader(self._source)
+        super().__init__(sock, address, server, rfile)
+
+    def handle_one_request(self) -> Any:
+        """Serve one request; blocks as long as that takes. True when another one may follow."""
+        result = super().handle_one_request()
+        if isinstance(result, tuple):
+            self._refuse(*result)
+            return None
+        return result
+
+    def read_requestline(self) -> str:
+        """Wait for the request line; ``""`` at the end of the connection. Not judged yet."""
+        self.environ = None  # a log would show the last request's
+        if self.rfile.peek(1)[:1] == _TLS:
+            self.log_error("(from %s) %s", self.client_address, _TLS_REASON)
+            self.socket.sendall(_answer(HTTPStatus.BAD_REQUEST, _TLS_REASON))
+            return ""
+        size = self.head_limits.line_size
+        line = read_until(self.rfile, _LINE_END, size)
+        if line in (b"\r\n", b"\n"):  # RFC 9112, section 2.2: one may stand before a request
+            line = read_until(self.rfile, _LINE_END, size)
+        self._line = line
+        # pywsgi has a limit of its own, and asks no more than whether there is one.
+        return line[: pywsgi.MAX_REQUEST_LINE - 1].decode("latin-1")
+
+    def read_request(self, raw_requestline: str) -> bool:
+        """Read the rest of the head. Raises `HeadError`, and `BodyError` for what is behind it."""
+        self.requestline = raw_requestline.rstrip("\r\n")
+        limits, line = self.head_limits, self._line
+        if len(line) > limits.line_size:
+            reason = f"a request line of more than {limits.line or limits.size} bytes"
+            raise HeadError(HTTPStatus.REQUEST_URI_TOO_LONG, reason)
+        _check_end(line)
+        found = parse_request_line(line)
+        self.command, self.path, self.request_version, self._authority = found
+        left = limits.size - len(line)
+        block = read_until(self.rfile, _HEAD_END, left)
+        if len(block) > left:
+            reason = f"a head of more than {limits.size} bytes"
+            raise HeadError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
+        _check_end(block)
+        self.headers = head = parse_fields(block, limits)
+        self.content_length = find_length(head, found.version)
+        self.close_connection = not head.is_regular or _is_last(
+            found.version, head.get("connection")
+        )
+        if self._source is not None and head.get("transfer-encoding") is not None:
+            with self._source.held():
+                check_chunks(self.rfile.peek())
+        return True
+
+    def get_environ(self) -> dict[str, Any]:
+        """As PEP 3333."""
+        environ: dict[str, Any] = super().get_environ()
+        if self._authority is not None:
+            environ["HTTP_HOST"] = self._authority
+        stock = self.wsgi_input
+        if stock.content_length or stock.chunked_input:
+            # It comes before any upgrade (RFC 9110, section 7.8), for which pywsgi leaves it out.
+            self.wsgi_input = environ["wsgi.input"] = Body(
+                stock.rfile, stock.content_length, stock.socket, stock.chunked_input
+            )
+            environ["wsgi.input_terminated"] = True
+        return environ
+
+    def _headers(self) -> Iterator[tuple[str, str]]:
+        """The headers for the environ; pywsgi strips what Unicode takes for blanks, too."""
+        for name, value in self.headers.items():
+            if "_" in name:  # would be taken for one with a hyphen
+                continue
+            key = f"HTTP_{name.replace('-', '_').upper()}"
+            if key not in _OWN_KEYS:
+                yield key, value
+
+    def _handle_client_error(self, error: Exception) -> Any:
+        """One line in the log for a request that is none, and what to answer."""
+        if isinstance(error, BodyError):
+            error = HeadError(HTTPStatus.BAD_REQUEST, str(error))
+        if isinstance(error, HeadError):
+            self.log_error("Invalid request (from %s): %s", self.client_address, error)
+            status = f"{error.status.value} {error.status.phrase}"
+            return status, _answer(error.status, error.reason)
+        if isinstance(error, OSError):  # it broke off
+            return None
+        return super()._handle_client_error(error)
+
+    def _refuse(self, status: str, response: bytes) -> None:
+        """Send an answer that is none of the application's; the connection ends behind it."""
+        self.status, self._orig_status = status, None  # the log would show the last request's
+        with contextlib.suppress(OSError):
+            self.socket.sendall(response)
+        self.time_finish = time.time()
+        self.log_request()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Read on for a moment: a reset for what is left unread could take the answer with it."""
+        if isinstance(self.socket, gevent.ssl.SSLSocket):
+            return  # it cannot be shut down one way, so that the peer would wait for us
+        with contextlib.suppress(OSError), gevent.Timeout(_LINGER_TIME, False):
+            self.socket.shutdown(socket.SHUT_WR)
+            left = _LINGER_SIZE
+            while left > 0 and (data := self.rfile.read1(left)):
+                left -= len(data)
+
+
+def read_until(rfile: io.BufferedReader, end: re.Pattern[bytes], limit: int) -> bytes:
+    """The bytes up to what `end` matches, that included; blocks until they are here.
+
+    Without it at the end of the stream, and where there are more than `limit` before it.
+    """
+    buffer = bytearray()
+    while len(buffer) <= limit:
+        data = rfile.peek()
+        if not data:
+            break
+        start = max(0, len(buffer) - 2)  # what is matched has three bytes at most
+        buffer += data
+        found = end.search(buffer, start)
+        if found is not None:
+            rfile.read(len(data) - (len(buffer) - found.end()))
+            return bytes(buffer[: found.end()])
+        rfile.read(len(data))
+    return bytes(buffer)
+
+
+def _check_end(data: bytes) -> None:
+    if not data.endswith(b"\n"):
+        raise HeadError(HTTPStatus.BAD_REQUEST, "the connection ended within the head")
+
+
+def _is_last(version: str, connection: str | None) -> bool:
+    """RFC 9112, section 9.3: no further request follows on this connection."""
+    if version == "HTTP/1.1":
+        return connection is not None and has_token(connection, "close")
+    return version != "HTTP/1.0" or not has_token(connection or "", "keep-alive")
+
+
+def _answer(status: HTTPStatus, reason: str) -> bytes:
+    """A whole response, in plain text."""
+    text = f"{reason}\n"
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: text/plain\r\n"
+        f"Content-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+    )
+    return (head + text).encode("ascii")
