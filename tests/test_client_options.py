@@ -89,7 +89,7 @@ def test_callback_that_is_no_method_is_refused() -> None:
     class Wrong:
         on_message = "not a method"
 
-    with pytest.raises(ListenerError, match=r"Wrong\.on_message"):
+    with pytest.raises(ListenerError, match=r"Wrong: on_message is no method"):
         create_websocket_client("ws://127.0.0.1:1/", Wrong())
 
 

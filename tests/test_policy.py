@@ -9,6 +9,7 @@ from websockets.utils import accept_key
 
 from wsmiddleware import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
+from wsmiddleware.listeners.contract import Contract
 from wsmiddleware.metrics import Metrics
 from wsmiddleware.policy import Acceptance, agree, check_request, decode_path, refuse
 from wsmiddleware.settings import Settings
@@ -43,7 +44,7 @@ def agreed(
     """What a channel whose listener supports `subprotocols` agrees to."""
     settings = settings or Settings()
     listener = type("Chat", (WebSocketListener,), {"subprotocols": subprotocols})
-    channel = Channel("chat", listener, settings, Metrics(), lambda: iter(()))
+    channel = Channel("chat", Contract(listener, settings), settings, Metrics(), lambda: iter(()))
     return agree(environ(**changes), channel, settings, is_answered=False)
 
 
@@ -190,7 +191,9 @@ def test_accepted_handshake_is_answered_with_the_key() -> None:
 
 def test_nothing_is_agreed_to_behind_a_101_of_somebody_elses() -> None:
     settings = Settings(subprotocols=("chat",))
-    channel = Channel("chat", WebSocketListener, settings, Metrics(), lambda: iter(()))
+    channel = Channel(
+        "chat", Contract(WebSocketListener, settings), settings, Metrics(), lambda: iter(())
+    )
     request = environ(
         HTTP_SEC_WEBSOCKET_PROTOCOL="chat", HTTP_SEC_WEBSOCKET_EXTENSIONS="permessage-deflate"
     )

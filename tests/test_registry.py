@@ -158,8 +158,14 @@ def test_channel_from_code_stands_beside_those_of_the_directory(
     ("source", "complaint"),
     [
         ("1 / 0", ", line 2: ZeroDivisionError: division by zero"),
-        ("class L(WebSocketListener): idle_timeout = -1", ", class L: idle_timeout is -1; valid"),
-        ("class L(WebSocketListener): path = '/<'", ", class L: path is '/<', which werkzeug's"),
+        (
+            "class L(WebSocketListener): idle_timeout = -1",
+            ", line 2, class L: idle_timeout is -1; valid",
+        ),
+        (
+            "class L(WebSocketListener): path = '/<'",
+            ", line 2, class L: path is '/<', which werkzeug's",
+        ),
     ],
 )
 def test_broken_listener_stops_the_start(source: str, complaint: str, listener_dir: Any) -> None:

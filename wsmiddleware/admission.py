@@ -116,7 +116,7 @@ class Admission:
         record, context, make = RequestRecord(environ), Context(), self._request_context
         scope = None if make is None else lambda: make(record.environ())
         timer = None
-        if scope is not None or channel.joins_handshake:
+        if scope is not None or channel.contract.joins_handshake:
             # For nothing of the user's there is none to start: 4 % of a connect.
             timer = gevent.Timeout.start_new(self._settings.request_timeout)
             # As before a view: one that an earlier request has left may be dead by now.
@@ -159,7 +159,7 @@ def _ask(channel: Channel, record: RequestRecord, context: Context, scope: Scope
     Without a hook it is ``REMOTE_USER``, as with `True`; the hook may have set that in
     ``request.environ``.
     """
-    if "on_handshake" not in channel.callbacks:
+    if "on_handshake" not in channel.contract.callbacks:
         return record.get("REMOTE_USER")
     cls: Any = channel.listener_class
     request = Request(record.environ(), populate_request=False)

@@ -22,7 +22,7 @@ from wsmiddleware.config import load_settings
 from wsmiddleware.connect import connect
 from wsmiddleware.exceptions import ListenerError, WebSocketError, text_of
 from wsmiddleware.listeners.channel import Channel
-from wsmiddleware.listeners.loader import file_of
+from wsmiddleware.listeners.source import file_of
 from wsmiddleware.log import logger, set_up_logging
 from wsmiddleware.metrics import Metrics
 from wsmiddleware.registry import Registry

@@ -46,7 +46,9 @@ def create_websocket_client(url: str, listener: object, **options: Any) -> WebSo
 
     Raises `HandshakeError` when the connection does not come about: its message names the cause,
     its ``response`` is the server's answer, if one came. `ValueError` for a URL, header or cookie
-    that is none, `ConfigError` for an option, `ListenerError` for a callback that is no method.
+    that is none, `ConfigError` for an option. `TypeError` for a `listener` that is none (`None`, a
+    `str`, a `dict`; a bare ``object()`` hears nothing, for those who only send), `ListenerError`
+    for one whose callback is misspelt, or does not take what it is given: both before it connects.
     """
     set_up_logging()
     client = WebSocketClient(parse_url(url), listener, read_options(options))

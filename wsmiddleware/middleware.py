@@ -155,7 +155,7 @@ class WebSocketMiddleware:
                 extensions=accepted.extensions,
                 user_principal=admitted.principal,
             )
-            idle_timeout = admitted.channel.idle_timeout
+            idle_timeout = admitted.channel.contract.idle_timeout
             connection = self._make_connection(transport, session.id, accepted, idle_timeout)
             member = _make_member(admitted, connection, session)
             # In this order: nothing runs before we block, which the log line of `list` may do.

@@ -195,7 +195,7 @@ def agree(
         ("Sec-WebSocket-Accept", handshake.accept_key(_key(environ))),
     ]
     offered = handshake.parse_tokens(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
-    subprotocol = handshake.select_subprotocol(offered, channel.subprotocols)
+    subprotocol = handshake.select_subprotocol(offered, channel.contract.subprotocols)
     if subprotocol:
         headers.append(("Sec-WebSocket-Protocol", subprotocol))
     agreed = None

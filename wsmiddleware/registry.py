@@ -16,6 +16,7 @@ from werkzeug.routing import BaseConverter, Map, Rule
 from wsmiddleware.exceptions import ListenerError, WebSocketError
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
+from wsmiddleware.listeners.contract import Contract
 from wsmiddleware.listeners.invoke import Member
 from wsmiddleware.listeners.loader import listener_files, load_file
 from wsmiddleware.metrics import Metrics
@@ -84,11 +85,12 @@ class Registry:
                 f"channel {name}: {listener_class!r} is no subclass of WebSocketListener"
             )
         if name in self.channels:
-            raise ListenerError(f"channel {name} is taken, by {self.channels[name].where}")
-        channel = Channel(name, listener_class, self._settings, self._metrics, self._scope)
+            raise ListenerError(f"channel {name} is taken, by {self.channels[name].contract.where}")
+        contract = Contract(listener_class, self._settings)
+        channel = Channel(name, contract, self._settings, self._metrics, self._scope)
         channel.on_settled = self._settled.set
         root = f"{self._prefix}/{name}"
-        channel.pattern = root + channel.route
+        channel.pattern = root + contract.path
         self._route(channel, root)
         self.channels[name] = self._roots[root] = channel
         return channel
@@ -99,8 +101,9 @@ class Registry:
             for path in dict.fromkeys([channel.pattern, root]):
                 self._urls.add(_Rule(path, endpoint=channel.name))
         except (ValueError, LookupError, TypeError, SyntaxError, OverflowError, re.error) as exc:
+            contract = channel.contract
             raise ListenerError(
-                f"{channel.where}: path is {channel.route!r}, which werkzeug's routing "
+                f"{contract.place_of('path')}: path is {contract.path!r}, which werkzeug's routing "
                 f"does not take: {exc}"
             ) from exc
 
@@ -161,7 +164,7 @@ class Registry:
         """What has to be kept by the clock, in seconds; 0 is never."""
         row = self._settings
         times = [row.request_timeout, row.ping_interval, row.ping_timeout, row.close_timeout]
-        return times + [channel.idle_timeout for channel in self.channels.values()]
+        return times + [channel.contract.idle_timeout for channel in self.channels.values()]
 
     # -- going down ---------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ def test_async_callback_is_refused() -> None:
 
     middleware = WebSocketMiddleware(lambda environ, start: [], config=False)
     with pytest.raises(
-        ListenerError, match=r"test_callbacks\.py, class .*Test: on_message is async"
+        ListenerError, match=r"test_callbacks\.py, line \d+, class .*Test: on_message is async"
     ):
         middleware.register("test", Test)
 

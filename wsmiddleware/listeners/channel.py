@@ -1,41 +1,29 @@
-"""A channel: a name, its listener class, its open connections, its groups."""
+"""A channel: a name, its open connections, its groups.
+
+What its listener class says of it is `wsmiddleware.listeners.contract`.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from gevent import monkey
 
-from wsmiddleware.exceptions import ListenerError
-from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, check_group, to_data
+from wsmiddleware.listeners.contract import Contract
 from wsmiddleware.listeners.delivery import Deliveries
 from wsmiddleware.listeners.edges import Edge, Edges
-from wsmiddleware.listeners.loader import file_of
 from wsmiddleware.protocol.prepared import PreparedMessage
-from wsmiddleware.settings import Settings, validate
+from wsmiddleware.settings import Settings
 
 if TYPE_CHECKING:
+    from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.listeners.invoke import Member
     from wsmiddleware.metrics import Metrics
 
 __all__ = ["Channel"]
-
-_CALLBACKS = (
-    "on_handshake",
-    "on_first_open",
-    "on_open",
-    "on_open_async",
-    "on_message",
-    "on_binary_message",
-    "on_close",
-    "on_error",
-    "on_last_close",
-)
-_OF_THE_CLASS = frozenset({"on_handshake", "on_first_open", "on_last_close"})
 
 # The real one: native threads join groups too. It is held for a few instructions, never over a
 # switch; reentrant, should the garbage collector run somebody's finalizer meanwhile.
@@ -52,13 +40,13 @@ class Channel:
     def __init__(
         self,
         name: str,
-        listener_class: type[WebSocketListener],
+        contract: Contract,
         settings: Settings,
         metrics: Metrics,
         scope: Callable[[], Iterator[Channel]],
     ) -> None:
         self.name = name
-        self.listener_class = listener_class
+        self.contract = contract
         self.settings = settings
         self.metrics = metrics
         #: Connections whose last callback has not ended yet; more than are open.
@@ -77,36 +65,11 @@ class Channel:
         #: The edge that whoever opens now has to wait for.
         self._first: Edge | None = None
         self._deliveries = Deliveries(metrics)
-        self._read_class()
-
-    def _read_class(self) -> None:
-        """What the class says of itself, checked: `ListenerError` and `ConfigError` name it."""
-        cls, where = self.listener_class, self.where
-        self.callbacks = frozenset(name for name in _CALLBACKS if hasattr(cls, name))
-        for name in sorted(self.callbacks):
-            _check_callback(cls, name, f"{where}: {name}")
-        made_by = (type(cls).__call__, cls.__new__, cls.__init__)
-        is_plain = made_by == (type.__call__, object.__new__, object.__init__)
-        #: A handshake runs code of the user's: the hook, or to make the listener.
-        self.joins_handshake = "on_handshake" in self.callbacks or not is_plain
-        self.text_callback = "on_message" if "on_message" in self.callbacks else ""
-        self.binary_callback = self.text_callback
-        if "on_binary_message" in self.callbacks:
-            self.binary_callback = "on_binary_message"
-        if not isinstance(cls.path, str) or (cls.path and not cls.path.startswith("/")):
-            raise ListenerError(f'{where}: path is {cls.path!r}; valid is "" or "/room/<int:id>"')
-        self.route = cls.path
-        self.idle_timeout: float = self.settings.idle_timeout
-        if cls.idle_timeout is not None:
-            self.idle_timeout = validate("idle_timeout", cls.idle_timeout, where)
-        self.subprotocols: tuple[str, ...] = self.settings.subprotocols
-        if cls.subprotocols is not None:
-            self.subprotocols = validate("subprotocols", cls.subprotocols, where)
 
     @property
-    def where(self) -> str:
-        """The file and the class, for whoever has to mend it."""
-        return f"{file_of(self.listener_class)}, class {self.listener_class.__qualname__}"
+    def listener_class(self) -> type[WebSocketListener]:
+        """The class whose instances its connections have."""
+        return self.contract.listener_class
 
     # -- who is there -------------------------------------------------------------------------
 
@@ -229,15 +192,3 @@ def _read_excluded(exclude: Excluded) -> set[WsClient]:
     if isinstance(exclude, str) or not all(isinstance(client, WsClient) for client in clients):
         raise TypeError(f"exclude is a client or several, not {exclude!r}")
     return clients
-
-
-def _check_callback(cls: type[WebSocketListener], name: str, where: str) -> None:
-    callback = getattr(cls, name)
-    if not callable(callback):
-        raise ListenerError(f"{where} is no method: {callback!r}")
-    if inspect.iscoroutinefunction(callback):
-        raise ListenerError(f"{where} is async; callbacks are plain functions that may block")
-    is_classmethod = getattr(callback, "__self__", None) is cls
-    if is_classmethod != (name in _OF_THE_CLASS):
-        must = "must not be" if is_classmethod else "must be"
-        raise ListenerError(f"{where} {must} a classmethod")

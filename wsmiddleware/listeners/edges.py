@@ -74,7 +74,7 @@ class Edges:
         self._news.set()
 
     def _add(self, reactor: Reactor, name: str) -> Edge | None:
-        if name not in self._channel.callbacks:
+        if name not in self._channel.contract.callbacks:
             return None
         edge = Edge(name)
         self._queue.append(edge)

@@ -105,7 +105,7 @@ class Member(Instance):
         self._opened_at = time.monotonic()
         # Only where callbacks could meet: `on_error` for `on_open_async` waits for its turn.
         self._turn: BoundedSemaphore | None = None
-        if channel.callbacks >= {"on_open_async", "on_error"}:
+        if channel.contract.callbacks >= {"on_open_async", "on_error"}:
             self._turn = BoundedSemaphore(1)
 
     def list(self) -> None:
@@ -118,19 +118,18 @@ class Member(Instance):
 
     def opened(self, worker: Worker) -> None:
         """Run `on_open` and, beside it, `on_open_async`."""
-        stream = self.stream
+        stream, contract = self.stream, self._channel.contract
         if stream is not None and self._turn is None and self._scope is None:
             stream.serve_for(
-                self, self.component, self.wsclient, self._context, self._channel.text_callback,
-                self._channel.binary_callback, self._timeout,
+                self, self.component, self.wsclient, self._context, contract.text_callback,
+                contract.binary_callback, self._timeout,
             )  # fmt: skip
         edge, self._edge = self._edge, None
         if edge is not None:
             edge.entered.wait()
-        callbacks = self._channel.callbacks
-        if "on_open_async" in callbacks:
+        if "on_open_async" in contract.callbacks:
             self.connection.reactor.pool.submit(self._run_async)
-        if "on_open" in callbacks:
+        if "on_open" in contract.callbacks:
             self._send(self._call_in_turn(worker, self._context, "on_open", self.wsclient))
 
     def _run_async(self, worker: Worker) -> None:
@@ -174,11 +173,11 @@ class Member(Instance):
             self.connection.reply(wire)
 
     def _receive_in_turn(self, due: Due, worker: Worker) -> None:
+        contract = self._channel.contract
         ends = time.perf_counter() + TURN
         while due:
             message = due.pop()
-            channel = self._channel
-            name = channel.binary_callback if type(message) is bytes else channel.text_callback
+            name = contract.binary_callback if type(message) is bytes else contract.text_callback
             if name:
                 wire = self._call_in_turn(worker, self._context, name, self.wsclient, message)
                 if wire is not None:
@@ -190,7 +189,8 @@ class Member(Instance):
         # `_call` for the everyday case: of sixteen messages at once a quarter.
         connection, context, wsclient = self.connection, self._context, self.wsclient
         reactor, encode, run = connection.reactor, connection.encode, context.run
-        text_name, binary_name = self._channel.text_callback, self._channel.binary_callback
+        contract = self._channel.contract
+        text_name, binary_name = contract.text_callback, contract.binary_callback
         ends = time.perf_counter() + TURN
         while due:
             message = due.pop()
@@ -224,7 +224,7 @@ class Member(Instance):
     def closed(self, worker: Worker) -> None:
         """Run `on_close`, the last callback."""
         try:
-            if "on_close" in self._channel.callbacks:
+            if "on_close" in self._channel.contract.callbacks:
                 phrase = self.connection.close_reason
                 self._call_in_turn(worker, self._context, "on_close", self.wsclient, phrase)
             self._tell_end()
@@ -283,7 +283,7 @@ class Member(Instance):
     ) -> Wire | None:
         channel = self._channel
         channel.metrics.callback_errors[channel.name, name] += 1
-        if name != "on_error" and "on_error" in channel.callbacks:
+        if name != "on_error" and "on_error" in channel.contract.callbacks:
             call = self._call_in_turn if name == "on_open_async" else self._call
             return call(worker, context, "on_error", self.wsclient, error)
         where = f"{channel.listener_class.__name__}.{name}"

@@ -21,7 +21,7 @@ from wsmiddleware.exceptions import ListenerError
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.log import logger
 
-__all__ = ["file_of", "listener_files", "load_file"]
+__all__ = ["listener_files", "load_file"]
 
 _PACKAGE = "wsmiddleware_listeners"
 
@@ -60,12 +60,6 @@ def load_file(path: str | os.PathLike[str]) -> type[WebSocketListener]:
         logger.debug("%s: cannot be loaded", file, exc_info=exc)
         raise ListenerError(_describe(file, exc)) from exc
     return _choose(file, module)
-
-
-def file_of(listener_class: type[WebSocketListener]) -> str:
-    """The file that defines a class; its module's name where there is no file."""
-    name = listener_class.__module__
-    return getattr(sys.modules.get(name), "__file__", None) or name
 
 
 def _is_channel(path: Path, inside: Path) -> bool:

@@ -14,23 +14,13 @@ from typing import Any, Literal
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from wsmiddleware.exceptions import ListenerError
+from wsmiddleware.listeners.callbacks import CLIENT, check, check_made_without_arguments
 from wsmiddleware.protocol.engine import Ping
+from wsmiddleware.settings import shorten
 
-__all__ = ["CALLBACKS", "ErrorType", "Notifier"]
+__all__ = ["ErrorType", "Notifier"]
 
 _log = logging.getLogger("websocket")
-
-#: What a client's listener may have.
-CALLBACKS = (
-    "on_open",
-    "on_message",
-    "on_binary_message",
-    "on_close",
-    "on_error",
-    "on_ping",
-    "on_pong",
-)
 
 ErrorType = Literal["callback", "connect", "frame", "general", "message", "unexpected"]
 
@@ -45,16 +35,12 @@ class Notifier:
     __slots__ = ("_context", "_greenlet", "_turn", "listener", "name")
 
     def __init__(self, listener: object, name: str) -> None:
-        self.listener = listener() if isinstance(listener, type) else listener
+        self.listener = _ready(listener)
         self.name = name
         # The caller's context variables, as a task would get them.
         self._context = copy_context()
         self._turn = BoundedSemaphore(1)
         self._greenlet: object = None
-        for callback in CALLBACKS:
-            if not callable(getattr(self.listener, callback, len)):
-                kind = type(self.listener).__name__
-                raise ListenerError(f"{kind}.{callback} is no method")
 
     def is_current(self) -> bool:
         """True in the greenlet that runs a callback of this listener."""
@@ -103,6 +89,21 @@ class Notifier:
             finally:
                 self._greenlet = None
         return None
+
+
+def _ready(listener: object) -> object:
+    """The listener to call, checked; of a class it is an instance."""
+    if isinstance(listener, type):
+        check_made_without_arguments(listener)
+        listener = listener()
+    # An `object()` is for those who only send; a `dict` with functions is no listener.
+    is_value = type(listener).__module__ == "builtins" and type(listener) is not object
+    if not check(listener, CLIENT) and is_value:
+        raise TypeError(
+            f"listener is {shorten(listener)}; valid is an object, or a class, with some of "
+            f"{', '.join(CLIENT)}"
+        )
+    return listener
 
 
 def _takes_data(callback: Any) -> bool:

@@ -1,0 +1,96 @@
+"""What a listener class says of its channel, checked: callbacks, `path`, time-out, subprotocols.
+
+Who is connected is `wsmiddleware.listeners.channel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsmiddleware.exceptions import ListenerError
+from wsmiddleware.listeners.base import WebSocketListener
+from wsmiddleware.listeners.callbacks import SERVER, Fits, check, check_made_without_arguments
+from wsmiddleware.listeners.source import file_of, place_of
+from wsmiddleware.settings import Settings, validate
+
+__all__ = ["Contract"]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_words(value: object) -> bool:
+    """A `str` that is not empty, or a sequence of such."""
+    words = [value] if isinstance(value, str) else value
+    return (
+        isinstance(words, Sequence)
+        and bool(words)
+        and all(isinstance(word, str) and word for word in words)
+    )
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("/")
+
+
+_ATTRIBUTES: dict[str, Fits] = {
+    "idle_timeout": _is_number,
+    "path": _is_path,
+    "subprotocols": _is_words,
+}
+
+
+class Contract:
+    """A listener class, read once. Raises `ListenerError` and `ConfigError`, which name the place.
+
+    `settings` are what holds where the class says nothing.
+    """
+
+    __slots__ = (
+        "binary_callback",
+        "callbacks",
+        "idle_timeout",
+        "joins_handshake",
+        "listener_class",
+        "path",
+        "subprotocols",
+        "text_callback",
+    )
+
+    def __init__(self, listener_class: type[WebSocketListener], settings: Settings) -> None:
+        self.listener_class = cls = listener_class
+        #: Those that the class has.
+        self.callbacks = check(cls, SERVER, _ATTRIBUTES)
+        check_made_without_arguments(cls)
+        made_by = (type(cls).__call__, cls.__new__, cls.__init__)
+        is_plain = made_by == (type.__call__, object.__new__, object.__init__)
+        #: A handshake runs code of the user's: the hook, or to make the listener.
+        self.joins_handshake = "on_handshake" in self.callbacks or not is_plain
+        #: Who gets text and binary; ``""`` is nobody.
+        self.text_callback = "on_message" if "on_message" in self.callbacks else ""
+        self.binary_callback = self.text_callback
+        if "on_binary_message" in self.callbacks:
+            self.binary_callback = "on_binary_message"
+        if not isinstance(cls.path, str) or (cls.path and not cls.path.startswith("/")):
+            place = self.place_of("path")
+            raise ListenerError(f'{place}: path is {cls.path!r}; valid is "" or "/room/<int:id>"')
+        self.path = cls.path
+        self.idle_timeout: float = settings.idle_timeout
+        if cls.idle_timeout is not None:
+            place = self.place_of("idle_timeout")
+            self.idle_timeout = validate("idle_timeout", cls.idle_timeout, place)
+        self.subprotocols: tuple[str, ...] = settings.subprotocols
+        if cls.subprotocols is not None:
+            place = self.place_of("subprotocols")
+            self.subprotocols = validate("subprotocols", cls.subprotocols, place)
+
+    @property
+    def where(self) -> str:
+        """The file and the class, for whoever has to mend it."""
+        return f"{file_of(self.listener_class)}, class {self.listener_class.__qualname__}"
+
+    def place_of(self, name: str) -> str:
+        """The file, the line and the class that give `name` its value."""
+        mro = self.listener_class.__mro__
+        return place_of(next(cls for cls in mro if name in vars(cls)), name)
