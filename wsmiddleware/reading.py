@@ -34,6 +34,7 @@ __all__ = ["RequestReader", "Source", "read_until"]
 # A line's end, and the empty line that ends a head, which may be its first.
 _LINE_END = re.compile(rb"\n")
 _HEAD_END = re.compile(rb"(?:\A|\n)\r?\n")
+_END_SIZE = len(b"\n\r\n")
 
 # In the environ under names of their own (PEP 3333).
 _OWN_KEYS = ("HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH")
@@ -130,7 +131,7 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         if len(line) > limits.line_size:
             reason = f"a request line of more than {limits.line or limits.size} bytes"
             raise HeadError(HTTPStatus.REQUEST_URI_TOO_LONG, reason)
-        _check_end(line)
+        _check_end(line, _LINE_END)
         found = parse_request_line(line)
         self.command, self.path, self.request_version, self._authority = found
         left = limits.size - len(line)
@@ -138,7 +139,7 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         if len(block) > left:
             reason = f"a head of more than {limits.size} bytes"
             raise HeadError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
-        _check_end(block)
+        _check_end(block, _HEAD_END)
         self.headers = head = parse_fields(block, limits)
         self.content_length = find_length(head, found.version)
         self.close_connection = not head.is_regular or _is_last(
@@ -214,7 +215,7 @@ def read_until(rfile: io.BufferedReader, end: re.Pattern[bytes], limit: int) -> 
         data = rfile.peek()
         if not data:
             break
-        start = max(0, len(buffer) - 2)  # what is matched has three bytes at most
+        start = max(0, len(buffer) - _END_SIZE + 1)
         buffer += data
         found = end.search(buffer, start)
         if found is not None:
@@ -224,8 +225,8 @@ def read_until(rfile: io.BufferedReader, end: re.Pattern[bytes], limit: int) -> 
     return bytes(buffer)
 
 
-def _check_end(data: bytes) -> None:
-    if not data.endswith(b"\n"):
+def _check_end(data: bytes, end: re.Pattern[bytes]) -> None:
+    if not end.search(data, max(0, len(data) - _END_SIZE)):
         raise HeadError(HTTPStatus.BAD_REQUEST, "the connection ended within the head")
 
 
