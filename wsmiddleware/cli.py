@@ -20,6 +20,7 @@ import click
 
 from wsmiddleware.config import load_settings
 from wsmiddleware.connect import connect
+from wsmiddleware.console import never_block
 from wsmiddleware.exceptions import ListenerError, WebSocketError, text_of
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.source import file_of
@@ -96,6 +97,7 @@ def run(
         _tls_context(certfile, keyfile)
         return supervise(_listen(host, port))
     _patch()
+    never_block()
     context = _tls_context(certfile, keyfile)
     if listener_fd is None:
         application = load_app(app)

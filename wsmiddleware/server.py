@@ -28,7 +28,7 @@ from gevent import pywsgi
 from gevent.event import AsyncResult, Event
 from greenlet import GreenletExit
 
-from wsmiddleware import info
+from wsmiddleware import console, info
 from wsmiddleware.handler import WebSocketHandler, stop_reading
 from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.net.turnstile import Turnstile
@@ -62,6 +62,9 @@ _ACCEPT_NEWS = 60.0
 
 # Exit status after a second Ctrl-C, as a shell gives it to what SIGINT has killed.
 _INTERRUPTED = 128 + signal.SIGINT
+
+# Seconds that its last lines get at such an end.
+_LAST_LINES = 0.1
 
 
 class Handlers:
@@ -313,4 +316,5 @@ def _stop(stopping: AsyncResult, number: int) -> None:
     if not stopping.ready():
         stopping.set(CloseCode.GOING_AWAY)
     elif number == signal.SIGINT:
+        console.flush(_LAST_LINES)
         os._exit(_INTERRUPTED)
