@@ -18,7 +18,7 @@ from support import Server, wait_until
 from support.servers import environment, write_app
 from wsmiddleware.console import QUEUE_SIZE, QueuedOutput
 
-LOSS = re.compile(rb"wsmiddleware: (\d+) lines? w\w+ dropped here, which nobody read in time\n")
+LOSS = re.compile(rb"wsmiddleware: (\d+) line\(s\) dropped here, which nobody read in time\n")
 
 
 @pytest.fixture

@@ -142,8 +142,7 @@ class QueuedOutput(io.RawIOBase):
         if not self._lost:
             return b""
         count, self._lost = self._lost, 0
-        lines = "line was" if count == 1 else "lines were"
-        return f"wsmiddleware: {count} {lines} dropped here, which nobody read in time\n".encode()
+        return f"wsmiddleware: {count} line(s) dropped here, which nobody read in time\n".encode()
 
     def _run(self) -> None:
         while True:
