@@ -10,6 +10,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import logging
 import os
 import sys
 import textwrap
@@ -22,6 +23,7 @@ import pytest
 
 from support import Server, serving, wait_until
 from support.figures import pytest_terminal_summary
+from support.loud import Loud
 from support.strict import pytest_make_collect_report, pytest_runtest_makereport
 
 # pytest finds hooks by the names in this module.
@@ -77,6 +79,13 @@ def no_connection_left(own_surroundings: None) -> Iterator[None]:
         return [instance.session.id for instance in websocket_info().instances]
 
     wait_until(lambda: not left(), lambda: f"connections left open: {left()}")
+
+
+@pytest.fixture(autouse=True)
+def no_assertion_swallowed() -> Iterator[None]:
+    """A test whose callbacks fail an assertion fails: the package logs it and serves on."""
+    with Loud(logging.getLogger("websocket")):
+        yield
 
 
 @pytest.fixture

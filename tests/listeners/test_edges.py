@@ -176,7 +176,7 @@ def test_on_first_open_that_still_runs_is_stopped_after_grace_period(
         gevent.sleep(0.4)  # longer than grace_period: while somebody is there it may run
         assert log == []
     served.wait_until_settled()
-    assert log == ["stopped", "last"] if has_last else ["stopped"]
+    assert log == (["stopped", "last"] if has_last else ["stopped"])
 
 
 def test_on_first_open_whose_channel_emptied_before_it_began_has_grace_period(
