@@ -24,6 +24,7 @@ from wsmiddleware import policy
 from wsmiddleware.django import close_connections
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
+from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.invoke import Scope, run_callback
 from wsmiddleware.listeners.session import RequestRecord
 from wsmiddleware.policy import Acceptance, Refusal, refuse
@@ -149,7 +150,8 @@ class Admission:
         if is_late:
             limit = self._settings.request_timeout
             what = f"on_handshake was stopped after {limit:g} s (request_timeout)"
-        _log.error("channel %s: %s: %s", channel.name, name, what, exc_info=exc)
+        hint = hint_for(exc, "on_handshake", has_context=self._request_context is not None)
+        _log.error("channel %s: %s: %s%s", channel.name, name, what, hint, exc_info=exc)
         return refuse(500, "Internal error.", reason=f"{name}: {what}")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gevent.event import Event
 
+from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.invoke import describe
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ class Edges:
                 raise
             error = describe(exc, channel, edge.name)
             where = f"{channel.listener_class.__name__}.{edge.name}"
-            _log.error("channel %s: %s raised %r", channel.name, where, error, exc_info=error)
+            text = f"{error!r}{hint_for(error, edge.name, has_context=False)}"
+            _log.error("channel %s: %s raised %s", channel.name, where, text, exc_info=error)
             channel.metrics.callback_errors[channel.name, edge.name] += 1
         finally:
             edge.worker = None

@@ -14,6 +14,7 @@ from gevent.lock import BoundedSemaphore
 
 from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError, text_of
 from wsmiddleware.listeners.clients import to_data
+from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.instance import Instance
 from wsmiddleware.net.pool import CallbackStopped
 from wsmiddleware.net.receiver import TURN, Due
@@ -283,15 +284,19 @@ class Member(Instance):
     ) -> Wire | None:
         channel = self._channel
         channel.metrics.callback_errors[channel.name, name] += 1
+        where = f"{channel.listener_class.__name__}.{name}"
+        hint = hint_for(error, name, has_context=self._scope is not None)
         if name != "on_error" and "on_error" in channel.contract.callbacks:
+            if hint:
+                _log.warning("%s: %s raised %s%s", self.wsclient.id, where, _name(error), hint)
             call = self._call_in_turn if name == "on_open_async" else self._call
             return call(worker, context, "on_error", self.wsclient, error)
-        where = f"{channel.listener_class.__name__}.{name}"
         if isinstance(error, (ConnectionClosed, SlowConsumerError)) and not self.wsclient.is_open():
             # It spoke to a client that has just gone: the everyday end of a connection.
             _log.debug("%s: %s: %s", self.wsclient.id, where, error)
             return None
-        _log.error("%s: %s raised %s", self.wsclient.id, where, _name(error), exc_info=error)
+        text = f"{_name(error)}{hint}"
+        _log.error("%s: %s raised %s", self.wsclient.id, where, text, exc_info=error)
         if name == "on_error" or not channel.settings.debug:
             return None
         report = {"error": {"type": type(error).__name__, "message": text_of(error)}}
