@@ -84,7 +84,8 @@ class Settings:
     idle_timeout: float = _row(
         300.0,
         _ZERO_TOO,
-        "no message either way for that long closes with 1001; 0 is never; a listener's own wins",
+        "no message either way for that long closes with 1001; the clock stands still while a "
+        "callback runs or data of ours waits; 0 is never; a listener's own wins",
         unit="seconds",
     )
     ping_interval: float = _row(

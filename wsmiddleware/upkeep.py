@@ -305,6 +305,9 @@ class _Events:
             if time.perf_counter() > ends:
                 return
 
+    def is_busy(self) -> bool:
+        return False
+
     def unlist(self) -> None:
         self._upkeep.is_ready = False
 

@@ -12,7 +12,7 @@ from gevent.event import Event
 from greenlet import GreenletExit
 
 from support import wait_until
-from support.room import MakeRoom, hold_up_thread, open_by_hand
+from support.room import MakeRoom, hold_up_thread, masked, open_by_hand
 from wsmiddleware import RequestTimeout, WebSocketListener
 from wsmiddleware.net.pool import CallbackStopped
 
@@ -249,30 +249,74 @@ def test_callback_that_never_yields_is_not_interrupted_and_makes_nobody_else_lat
         assert hog.recv(5) == "hog"
 
 
+@pytest.mark.parametrize("has_on_close", [True, False])
 @pytest.mark.parametrize("grace_period", [0.1, 0])
-def test_on_open_async_is_stopped_when_its_connection_has_closed(
-    room: MakeRoom, grace_period: float
+def test_on_open_async_is_stopped_when_its_connection_has_closed_and_the_log_alone_says_so(
+    room: MakeRoom, caplog: pytest.LogCaptureFixture, grace_period: float, has_on_close: bool
 ) -> None:
-    began = Event()
-    ended: list[Any] = []
+    began, stopped = Event(), Event()
+    log: list[str] = []
 
     class Test(WebSocketListener):
         def on_open_async(self, wsclient: Any) -> None:
             began.set()
-            gevent.sleep(20)
+            try:
+                gevent.sleep(20)
+            finally:
+                assert not wsclient.is_open()  # while it is open it may run
+                stopped.set()
 
         def on_error(self, wsclient: Any, exception: BaseException) -> None:
-            ended.append((wsclient.is_open(), type(exception), str(exception)))
+            log.append(repr(exception))
 
+        @classmethod
+        def on_last_close(cls) -> None:
+            log.append("on_last_close")
+
+    if has_on_close:
+        Test.on_close = lambda *args: log.append("on_close")  # type: ignore[method-assign,assignment]
     served = room(Test, grace_period=grace_period, ping_interval=0.2)
     with served.connect():
         assert began.wait(5)
         gevent.sleep(0.3)
-        assert ended == []  # while it is open it may run
-    wait_until(lambda: ended)
-    (is_open, kind, text), *more = ended
-    assert (is_open, kind, more) == (False, RequestTimeout, [])
-    assert f"when nobody was left past grace_period ({grace_period:g} s)" in text
+    assert stopped.wait(5)
+    wait_until(lambda: "Test.on_open_async" in caplog.text)
+    served.wait_until_settled()
+    assert log == ["on_close"] * has_on_close + ["on_last_close"]
+    expected = f"it ran past grace_period ({grace_period:g} s) after its connection had closed"
+    assert f"RequestTimeout: Test.on_open_async was stopped: {expected}" in caplog.text
+    assert "request_timeout" not in caplog.text
+
+
+def test_on_open_async_that_is_stopped_before_on_close_tells_the_log_alone_too(
+    room: MakeRoom, caplog: pytest.LogCaptureFixture
+) -> None:
+    go = Event()
+    log: list[str] = []
+
+    class Test(WebSocketListener):
+        def on_open_async(self, wsclient: Any) -> None:
+            gevent.sleep(20)
+
+        def on_message(self, wsclient: Any, message: str) -> None:
+            log.append("on_message")
+            go.wait(5)
+
+        def on_error(self, wsclient: Any, exception: BaseException) -> None:
+            log.append(repr(exception))
+
+        def on_close(self, wsclient: Any, reason_phrase: str) -> None:
+            log.append("on_close")
+
+    served = room(Test, grace_period=0.1, ping_interval=0.2)
+    with served.server.socket() as sock:
+        open_by_hand(sock)
+        sock.sendall(masked(0x81, b"x"))
+        wait_until(lambda: log)
+    wait_until(lambda: "grace_period (0.1 s)" in caplog.text)
+    go.set()
+    served.wait_until_settled()
+    assert log == ["on_message", "on_close"]
 
 
 def test_on_open_async_that_ends_within_grace_period_is_left_alone(room: MakeRoom) -> None:

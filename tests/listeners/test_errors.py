@@ -263,3 +263,49 @@ def test_error_of_on_open_async_waits_for_its_turn_beyond_the_end(room: MakeRoom
     served.wait_until_settled()
     wait_until(lambda: len(told) == 2)
     assert sorted(told) == ["LookupError", "message"]
+
+
+# -- behind the last callback ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closes", ["at once", "for a while", "with an error"])
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, Own, gevent.Timeout])
+def test_no_callback_starts_behind_on_close(
+    room: MakeRoom, caplog: pytest.LogCaptureFixture, kind: type[BaseException], closes: str
+) -> None:
+    """But `on_error` for what `on_close` itself raised; the log has what `on_open_async` did."""
+    began, go, closed = Event(), Event(), Event()
+    log: list[str] = []
+
+    class Test(WebSocketListener):
+        def on_open_async(self, wsclient: Any) -> None:
+            began.set()
+            (closed if closes == "for a while" else go).wait(5)
+            raise kind
+
+        def on_close(self, wsclient: Any, reason_phrase: str) -> None:
+            log.append("on_close")
+            closed.set()
+            if closes == "for a while":
+                go.wait(5)
+            if closes == "with an error":
+                raise LookupError
+
+        def on_error(self, wsclient: Any, exception: BaseException) -> None:
+            log.append(type(exception).__name__)
+
+    served = room(Test)
+    with served.connect():
+        assert began.wait(5)
+    assert closed.wait(5)
+    if closes != "for a while":
+        served.wait_until_settled()
+    else:
+        gevent.sleep(0.05)  # for on_error to start beside it, or to wait for its end
+    go.set()
+    wait_until(lambda: "Test.on_open_async raised" in caplog.text)
+    served.wait_until_settled()
+    assert log == ["on_close"] + ["LookupError"] * (closes == "with an error")
+    assert [record.exc_info[0] for record in logged(caplog) if record.exc_info] == [kind]
+    errors = served.middleware.metrics.callback_errors
+    assert errors["test", "on_open_async"] == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ from support.wire import (
     narrow,
     peer_of,
 )
+from wsmiddleware import WebSocketListener
 from wsmiddleware.net.keepalive import Keepalive, Verdict
 
 Serve = Callable[..., Server]
@@ -235,3 +238,102 @@ def test_flood_of_pings_is_no_message(serve: Serve, settings: dict[str, Any]) ->
         while opcode == PONG:
             opcode, payload = peer.read()
         assert payload[2:] == b"idle"
+
+
+# -- while we are at work ----------------------------------------------------------------------
+
+IDLE = {"idle_timeout": 0.4}
+
+
+@pytest.mark.parametrize("reply", ["done", None])
+@pytest.mark.parametrize("name", ["on_open", "on_open_async", "on_message"])
+def test_idle_clock_stands_still_while_a_callback_runs(
+    serve: Serve, name: str, reply: str | None
+) -> None:
+    ended: list[float] = []
+
+    def work(self: Any, wsclient: Any, *args: Any) -> str | None:
+        gevent.sleep(1.1)
+        ended.append(time.monotonic())
+        return reply
+
+    listener = type("Working", (WebSocketListener,), {name: work})
+    with peer_of(serve(middleware_for(listener, **IDLE))) as peer:
+        if name == "on_message":
+            peer.send(frame(TEXT, "go"))
+        if reply:
+            assert peer.read_text() == reply
+        assert peer.read_close() == (1001, "idle")
+        # As long as ever, from its end on; but for the steps of a coarse clock.
+        assert time.monotonic() - ended[0] > 0.3
+        peer.send(close_frame(1001))
+
+
+def test_idle_clock_stands_still_while_data_of_ours_waits(serve: Serve) -> None:
+    listener = (log := Log()).listener(on_open=lambda self, wsclient: narrow(wsclient))
+    with peer_of(serve(middleware_for(listener, **IDLE)), receive_buffer=4096) as peer:
+        wait_until(lambda: log.clients)
+        log.client.send(b"x" * 500_000)
+        gevent.sleep(1.2)  # the peer is at something else
+        assert log.client.is_open()
+        assert peer.read() == (BINARY, b"x" * 500_000)
+        started = time.monotonic()
+        assert peer.read_close() == (1001, "idle")
+        assert time.monotonic() - started > 0.3
+        peer.send(close_frame(1001))
+
+
+def test_answers_to_pings_that_wait_are_no_data_of_ours(serve: Serve) -> None:
+    listener = (log := Log()).listener(on_open=lambda self, wsclient: narrow(wsclient))
+    middleware = middleware_for(listener, close_timeout=0.2, **IDLE)
+    with peer_of(serve(middleware), receive_buffer=4096) as peer:
+        wait_until(lambda: log.clients)
+        outbox = connection_of(middleware).outbox
+        ping = frame(PING, "x" * 125) * 50
+
+        def flood() -> bool:
+            with contextlib.suppress(OSError):
+                peer.send(ping)
+            return outbox.is_stalled
+
+        wait_until(flood)
+        wait_until(lambda: flood() and not log.client.is_open(), timeout=3)
+        peer.reset()
+
+
+# -- replies that nobody gets ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["peer closes", "peer resets", "we close"])
+@pytest.mark.parametrize("name", ["on_open", "on_open_async", "on_message"])
+def test_lost_reply_is_one_line(
+    serve: Serve, caplog: pytest.LogCaptureFixture, name: str, who: str
+) -> None:
+    caplog.set_level(logging.INFO, "websocket")
+    go = Event()
+    clients: list[Any] = []
+
+    def work(self: Any, wsclient: Any, *args: Any) -> str:
+        clients.append(wsclient)
+        go.wait(5)
+        return "too late"
+
+    listener = type("Working", (WebSocketListener,), {name: work})
+    server = serve(middleware_for(listener, close_timeout=0.1))
+    with peer_of(server) as peer:
+        peer.send(frame(TEXT, "go") * 3)
+        wait_until(lambda: clients)
+        if who == "we close":
+            clients[0].close()
+        elif who == "peer closes":
+            peer.send(close_frame(1000))
+        else:
+            peer.reset()
+        wait_until(lambda: not clients[0].is_open())
+        go.set()
+        wait_until(lambda: " lost: " in caplog.text)
+    lines = [record.getMessage() for record in caplog.records if " lost: " in record.getMessage()]
+    count = 3 if name == "on_message" and who != "we close" else 1
+    assert [line.partition(": ")[2] for line in lines] == [
+        f"{count} {'reply' if count == 1 else 'replies'} lost: the connection had closed"
+    ]

@@ -148,8 +148,8 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
     if (self->pending) {
         if (flush_pending(self) < 0 || (waiting = get_waiting(self->outbox)) < 0)
             return -1;
-        if (!self->is_open)
-            return 0; /* that found the connection broken: the descriptor may be another's by now */
+        if (!self->is_open) /* that found the connection broken: the descriptor may be another's */
+            return call(self->connection, names.reply_lost, NULL);
     }
     PyObject *wire, *object = self->connection, *method = names.hold;
     if (is_last && !waiting) {
@@ -185,7 +185,7 @@ static int send_payload(Stream *self, PyObject *owner, int is_frame, int is_last
         return -1;
     /* Only now: whatever the collector has finalized meanwhile may have sent, or closed. */
     if (!self->is_open)
-        return 0;
+        return call(self->connection, names.reply_lost, NULL);
     if (waiting >= self->mark)
         return 1;
     unsigned char header[MAX_HEADER];
@@ -199,8 +199,8 @@ static int send_payload(Stream *self, PyObject *owner, int is_frame, int is_last
 /* Send a `str` or `bytes`: 0. 1 when there is no room for it, -1 with an exception. */
 int answer(Stream *self, PyObject *reply, int is_last)
 {
-    if (!self->is_open)
-        return 0; /* nobody is there any more */
+    if (!self->is_open) /* nobody is there any more */
+        return call(self->connection, names.reply_lost, NULL);
     Py_ssize_t size;
     if (self->window_bits && !get_payload(reply, &size))
         return -1;

@@ -164,6 +164,7 @@ static int run(Stream *self, PyObject *worker)
     /* As `_run` does: what callbacks have queued does not wait for those of other connections. */
     if (result == 0 && !PyList_GET_SIZE(self->due))
         result = flush_outbox(self);
+    self->last_message = self->ready->now; /* `worked`: from now on the peer may be idle */
     PyObject *exception = PyErr_GetRaisedException();
     if (set_slot(&slots.worker, self->connection, Py_None) < 0)
         result = -1;

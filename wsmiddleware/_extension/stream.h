@@ -105,6 +105,7 @@ struct Stream {
     X(on_readable, "_on_readable") \
     X(pause, "_pause_if_needed") \
     X(receive, "_receive") \
+    X(reply_lost, "reply_lost") \
     X(run, "_run") \
     X(submit, "submit") \
     X(wire, "wire") \

@@ -31,13 +31,15 @@ _log = logging.getLogger("websocket")
 class Edge:
     """One edge: which callback, and how far it has come."""
 
-    __slots__ = ("ended", "entered", "name", "worker")
+    __slots__ = ("ended", "entered", "is_in_grace", "name", "worker")
 
     def __init__(self, name: str) -> None:
         self.name = name
         #: The callback has blocked for the first time, or ended.
         self.entered = Event()
         self.ended = Event()
+        #: Nobody is left on the channel, which has cut its time short.
+        self.is_in_grace = False
         self.worker: Worker | None = None
 
 
@@ -67,7 +69,9 @@ class Edges:
         edge = self._current
         if edge is not None and edge.worker is not None:
             grace = reactor.now + self._channel.settings.grace_period
-            edge.worker.deadline = min(edge.worker.deadline, grace)
+            if grace < edge.worker.deadline:
+                edge.worker.deadline = grace
+                edge.is_in_grace = True
         self._add(reactor, "on_last_close")
 
     def wake(self) -> None:
@@ -117,7 +121,8 @@ class Edges:
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt):
                 raise
-            error = describe(exc, channel, edge.name)
+            since = "the last client had gone" if edge.is_in_grace else ""
+            error = describe(exc, channel, edge.name, since)
             where = f"{channel.listener_class.__name__}.{edge.name}"
             text = f"{error!r}{hint_for(error, edge.name, has_context=False)}"
             _log.error("channel %s: %s raised %s", channel.name, where, text, exc_info=error)
@@ -132,5 +137,6 @@ class Edges:
         settings = self._channel.settings
         is_over = self._queue or not self._channel.size()
         if edge.name == "on_first_open" and is_over:
+            edge.is_in_grace = settings.grace_period < settings.request_timeout
             return min(settings.request_timeout, settings.grace_period)
         return settings.request_timeout

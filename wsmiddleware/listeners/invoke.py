@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError, text_of
@@ -50,14 +51,19 @@ def _run_in_scope(scope: Scope, callback: Callable[..., Any], args: tuple[Any, .
         return callback(*args)
 
 
-def describe(exc: BaseException, channel: Channel, name: str) -> BaseException:
-    """What `on_error` and the log get for what a callback raised."""
+def describe(
+    exc: BaseException, channel: Channel, name: str, grace_since: str = ""
+) -> BaseException:
+    """What `on_error` and the log get for what a callback raised.
+
+    `grace_since` is what has cut its time short, if anything has.
+    """
     if not isinstance(exc, CallbackStopped):
         return exc
     where, settings = f"{channel.listener_class.__name__}.{name}", channel.settings
     limit = f"request_timeout ({settings.request_timeout:g} s)"
-    if name in ("on_first_open", "on_open_async"):
-        limit += f", or when nobody was left past grace_period ({settings.grace_period:g} s)"
+    if grace_since:
+        limit = f"grace_period ({settings.grace_period:g} s) after {grace_since}"
     error = RequestTimeout(f"{where} was stopped: it ran past {limit}")
     return error.with_traceback(exc.__traceback__)
 
@@ -74,8 +80,11 @@ class Member(Instance):
         "_channel",
         "_context",
         "_edge",
+        "_has_closed",
+        "_is_in_grace",
         "_opened_at",
         "_scope",
+        "_telling",
         "_timeout",
         "_turn",
         "connection",
@@ -103,6 +112,12 @@ class Member(Instance):
         self._timeout = channel.settings.request_timeout
         self._edge: Edge | None = None
         self._async_worker: Worker | None = None
+        #: The connection has closed, and what is left of `on_open_async` has its last seconds.
+        self._is_in_grace = False
+        #: Set when `on_error` has been told of `on_open_async`; there while it waits for that.
+        self._telling: Event | None = None
+        #: `on_close` has begun, or would have: no other callback begins.
+        self._has_closed = False
         self._opened_at = time.monotonic()
         # Only where callbacks could meet: `on_error` for `on_open_async` waits for its turn.
         self._turn: BoundedSemaphore | None = None
@@ -143,6 +158,11 @@ class Member(Instance):
             self._send(self._call(worker, context, "on_open_async", self.wsclient))
         finally:
             self._async_worker = None
+            self.connection.worked()
+
+    def is_busy(self) -> bool:
+        """True while `on_open_async` runs. Any greenlet."""
+        return self._async_worker is not None
 
     def received(self, due: Due, worker: Worker) -> None:
         """Run the callback for each message and send its reply, in order, as long as a turn is."""
@@ -219,15 +239,20 @@ class Member(Instance):
         # Without a deadline it only waits for its turn to tell of an error.
         if worker is not None and worker.deadline < math.inf:
             grace = reactor.now + self._channel.settings.grace_period
-            worker.deadline = min(worker.deadline, grace)
+            if grace < worker.deadline:
+                worker.deadline = grace
+                self._is_in_grace = True
         self._channel.remove(self)
 
     def closed(self, worker: Worker) -> None:
         """Run `on_close`, the last callback."""
         try:
+            if self._telling is not None:
+                self._telling.wait()  # that came first
+            self._has_closed = True
             if "on_close" in self._channel.contract.callbacks:
                 phrase = self.connection.close_reason
-                self._call_in_turn(worker, self._context, "on_close", self.wsclient, phrase)
+                self._call(worker, self._context, "on_close", self.wsclient, phrase)
             self._tell_end()
         finally:
             self._channel.finished(self)
@@ -277,25 +302,48 @@ class Member(Instance):
         if isinstance(exc, KeyboardInterrupt):
             raise exc
         worker.rest()
-        return self._failed(worker, context, name, describe(exc, self._channel, name))
-
-    def _failed(
-        self, worker: Worker, context: Context, name: str, error: BaseException
-    ) -> Wire | None:
         channel = self._channel
         channel.metrics.callback_errors[channel.name, name] += 1
-        where = f"{channel.listener_class.__name__}.{name}"
-        hint = hint_for(error, name, has_context=self._scope is not None)
+        if name == "on_open_async":
+            return self._async_failed(exc, worker, context)
+        error = describe(exc, channel, name)
         if name != "on_error" and "on_error" in channel.contract.callbacks:
-            if hint:
-                _log.warning("%s: %s raised %s%s", self.wsclient.id, where, _name(error), hint)
-            call = self._call_in_turn if name == "on_open_async" else self._call
-            return call(worker, context, "on_error", self.wsclient, error)
+            return self._tell(worker, context, name, error)
+        return self._log_error(name, error)
+
+    def _tell(
+        self, worker: Worker, context: Context, name: str, error: BaseException
+    ) -> Wire | None:
+        hint = hint_for(error, name, has_context=self._scope is not None)
+        if hint:
+            where = f"{self._channel.listener_class.__name__}.{name}"
+            _log.warning("%s: %s raised %s%s", self.wsclient.id, where, _name(error), hint)
+        return self._call(worker, context, "on_error", self.wsclient, error)
+
+    def _async_failed(self, exc: BaseException, worker: Worker, context: Context) -> Wire | None:
+        """Tell of what `on_open_async` raised; behind `on_close` or past its grace the log does."""
+        since = "its connection had closed" if self._is_in_grace else ""
+        error = describe(exc, self._channel, "on_open_async", since)
+        is_out_of_grace = self._is_in_grace and isinstance(exc, CallbackStopped)
+        if self._turn is not None and not is_out_of_grace and not self._has_closed:
+            self._telling = told = Event()
+            try:
+                with self._turn:
+                    return self._tell(worker, context, "on_open_async", error)
+            finally:
+                told.set()
+                self._telling = None
+        return self._log_error("on_open_async", error)
+
+    def _log_error(self, name: str, error: BaseException) -> Wire | None:
+        """Log what nobody else is told of; what goes to the client, with ``debug``."""
+        channel = self._channel
+        where = f"{channel.listener_class.__name__}.{name}"
         if isinstance(error, (ConnectionClosed, SlowConsumerError)) and not self.wsclient.is_open():
             # It spoke to a client that has just gone: the everyday end of a connection.
             _log.debug("%s: %s: %s", self.wsclient.id, where, error)
             return None
-        text = f"{_name(error)}{hint}"
+        text = f"{_name(error)}{hint_for(error, name, has_context=self._scope is not None)}"
         _log.error("%s: %s raised %s", self.wsclient.id, where, text, exc_info=error)
         if name == "on_error" or not channel.settings.debug:
             return None
@@ -303,13 +351,13 @@ class Member(Instance):
         return self.connection.encode(to_data(report), True)
 
     def _send(self, wire: Wire | None) -> None:
-        """Send what `on_open` returned; when the client has gone there is nobody to tell."""
+        """Send what `on_open` or `on_open_async` returned."""
         if wire is None:
             return
         try:
             self.connection.send(wire)
-        except (ConnectionClosed, SlowConsumerError) as exc:
-            _log.debug("%s: %s", self.wsclient.id, exc)
+        except (ConnectionClosed, SlowConsumerError):
+            self.connection.reply_lost()
 
 
 def _name(error: BaseException) -> str:

@@ -298,7 +298,13 @@ class Connection(Link):
         # Not where only the next turn is awaited: so does a flood of pings, and is no message.
         if self._is_paused and not self._is_resume_due:
             keepalive.hold(now)
+        elif self._worker is not None or self._receiver.is_busy() or self._is_data_waiting():
+            keepalive.last_message = now  # nobody is idle: we are at work, or the peer reads
         return super().tick(now)
+
+    def worked(self) -> None:
+        """A callback has ended: from now on the peer may be idle."""
+        self.keepalive.last_message = self.reactor.now
 
     # -- callbacks, in a worker ---------------------------------------------------------------
 
@@ -332,20 +338,24 @@ class Connection(Link):
                 receiver, self._receiver = self._receiver, NOBODY
                 if self.stream is not None:
                     self.stream.stop()
+                self._tell_lost_replies()
                 receiver.closed(worker)
         finally:
             self._worker = None
+            self.worked()
         if self._is_paused:
             self._resume_soon()
 
     def reply(self, wire: Wire) -> None:
         """Send what a callback returned, from its worker. May block for room; raises nothing."""
         if self.state is not _OPEN:
-            return  # nobody is there any more to be answered
+            self.reply_lost()
+            return
         if self.outbox.size >= self._settings.send_queue_size:
             try:
                 self._make_room(wait=True)
             except (ConnectionClosed, SlowConsumerError):
+                self.reply_lost()
                 return
         self.keepalive.last_message = self.reactor.now
         self._metrics.messages_sent += 1
@@ -357,6 +367,18 @@ class Connection(Link):
             self.outbox.hold(wire)  # what `hold` would do: 8 % of sixteen at once
         else:
             self.hold(wire)
+
+    def reply_lost(self) -> None:
+        """A callback's reply has nobody to go to any more: at the end one line tells of all."""
+        self._lost_replies += 1
+        if self._receiver is NOBODY:  # that was the end
+            self._tell_lost_replies()
+
+    def _tell_lost_replies(self) -> None:
+        count, self._lost_replies = self._lost_replies, 0
+        if count:
+            what = "1 reply" if count == 1 else f"{count} replies"
+            _log.info("%s: %s lost: the connection had closed", self.name, what)
 
     def _trace_received(self, messages: Iterable[object]) -> None:
         for message in messages:

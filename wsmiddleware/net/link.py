@@ -206,6 +206,8 @@ class Link(Sender):
     def moved(self) -> None:
         """The outbox: the peer takes what waits for it, so it is alive, if slow."""
         self.keepalive.last_received = now = self.reactor.now
+        if self._is_data_waiting():
+            self.keepalive.last_message = now
         if self.state is State.CLOSING:
             deadline = now + self._settings.close_timeout
             self._deadline = min(deadline, self._last_deadline)
@@ -237,7 +239,7 @@ class Link(Sender):
         if verdict is Verdict.PING:
             # Where something waits, that is as good as a ping: TCP has to acknowledge it.
             if not self.outbox.is_stalled:
-                self.outbox.write(self._make_control(Opcode.PING, b""))
+                self._write_control(Opcode.PING, b"")
         elif verdict is Verdict.IDLE:
             self._start_closing(CloseCode.GOING_AWAY, "idle")
         elif verdict is Verdict.DEAD:

@@ -17,8 +17,9 @@ TURN = 0.005
 
 
 class Receiver(Protocol):
-    """Who gets what a connection receives; all but `unlist` run in a worker and may block.
+    """Who gets what a connection receives.
 
+    All but `is_busy` and `unlist` run in a worker and may block.
     One that has a true attribute ``is_told_of_pings`` gets `Ping` and `Pong` in `received` too, in
     the order of their coming; a ping has been answered by then.
     """
@@ -28,6 +29,9 @@ class Receiver(Protocol):
 
     def received(self, due: Due, worker: Worker) -> None:
         """Take messages off the end of `due`, until none is left or it has taken `TURN`."""
+
+    def is_busy(self) -> bool:
+        """True while a callback runs beside those of the worker. Must not block."""
 
     def unlist(self) -> None:
         """The connection is no longer open. From any greenlet; must not block."""
@@ -41,6 +45,9 @@ class _Nobody:
 
     def opened(self, worker: Worker) -> None: ...
     def received(self, due: Due, worker: Worker) -> None: ...
+    def is_busy(self) -> bool:
+        return False
+
     def unlist(self) -> None: ...
     def closed(self, worker: Worker) -> None: ...
 

@@ -55,9 +55,11 @@ class Sender(ABC):
     """
 
     __slots__ = (
+        "_controls_end",
         "_dropped",
         "_engine",
         "_is_flush_due",
+        "_lost_replies",
         "_metrics",
         "_pong",
         "_settings",
@@ -116,6 +118,10 @@ class Sender(ABC):
         self.slot = 0
         #: Messages dropped and not reported yet.
         self._dropped = 0
+        #: What callbacks returned for a peer that had gone.
+        self._lost_replies = 0
+        #: Up to which of its bytes the outbox holds nothing but pings and pongs.
+        self._controls_end = 0
         self._is_flush_due = False
 
     def is_open(self) -> bool:
@@ -187,7 +193,9 @@ class Sender(ABC):
             # and does not read costs one payload.
             self._pong = payload
         else:
-            self.hold(self._make_control(Opcode.PONG, payload))
+            wire = self._make_control(Opcode.PONG, payload)
+            self.hold(wire)
+            self._note_control(wire)
 
     def _make_room(self, *, wait: bool) -> bool:
         """See to it that the outbox is below its mark; `False` where the message is dropped."""
@@ -225,7 +233,25 @@ class Sender(ABC):
         """The outbox: nothing waits any more."""
         if self._pong is not None and self.state is State.OPEN:
             payload, self._pong = self._pong, None
-            self.outbox.write(self._make_control(Opcode.PONG, payload))
+            self._write_control(Opcode.PONG, payload)
+
+    def _write_control(self, opcode: Opcode, payload: bytes) -> None:
+        wire = self._make_control(opcode, payload)
+        self.outbox.write(wire)
+        self._note_control(wire)
+
+    def _note_control(self, wire: bytes) -> None:
+        """That was queued last: a ping or pong, which is no data of ours."""
+        outbox, size = self.outbox, len(wire)
+        end = outbox.bytes_sent + outbox.size
+        # Right behind another one, or nothing else waits.
+        if end - size <= self._controls_end or outbox.size <= size:
+            self._controls_end = end
+
+    def _is_data_waiting(self) -> bool:
+        """True while a message waits for the peer to read; pings and pongs alone are none."""
+        outbox = self.outbox
+        return outbox.size > 0 and outbox.bytes_sent + outbox.size > self._controls_end
 
     def _make_control(self, opcode: Opcode, payload: bytes) -> bytes:
         """A control frame that is about to be sent."""
