@@ -6,8 +6,6 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +13,8 @@ from typing import NamedTuple
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from support import PATIENCE, ROOT, Process, Server, wait_until
+from support import ROOT, Process, Server, wait_until
+from support.nginx import free_port, running_nginx
 from support.servers import Tls, serve_by
 
 CONFIGURATION = (ROOT / "docs" / "deployment" / "nginx.conf").read_text(encoding="utf-8")
@@ -29,22 +28,6 @@ class Where(WebSocketListener):
     def on_open(self, wsclient):
         session = self.session
         return [session.is_secure, session.request.url, session.remote_address, session.extensions]
-"""
-
-SURROUNDINGS = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-{configuration}
-}}
 """
 
 
@@ -68,9 +51,6 @@ def application(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def behind_nginx(folder: Path, app: str, *changes: tuple[str, str]) -> Iterator[Served]:
     """The application, and where nginx serves it; `changes` to the configuration."""
-    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
-    if program is None:
-        pytest.skip("no nginx: apt-get install nginx-light")
     tls = Tls(folder)
     with serve_by("run", folder, app=app) as process:
         port = free_port()
@@ -82,17 +62,8 @@ def behind_nginx(folder: Path, app: str, *changes: tuple[str, str]) -> Iterator[
             ("/etc/ssl/private/live.key", str(tls.keyfile)),
             *changes,
         )
-        file = folder / "nginx.conf"
-        file.write_text(SURROUNDINGS.format(folder=folder, configuration=text), encoding="utf-8")
-        command = [program, "-e", "stderr", "-p", str(folder), "-c", str(file)]
-        with open(folder / "nginx.log", "w+") as log:
-            nginx = subprocess.Popen(command, stderr=log)
-        try:
-            wait_until(lambda: accepts(port), lambda: (folder / "nginx.log").read_text())
+        with running_nginx(folder, text, port):
             yield Served(process, Server(port, tls.client))
-        finally:
-            nginx.terminate()
-            nginx.wait(PATIENCE)
 
 
 def changed(text: str, *changes: tuple[str, str]) -> str:
@@ -101,17 +72,6 @@ def changed(text: str, *changes: tuple[str, str]) -> str:
         assert old in text
         text = text.replace(old, new)
     return text
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
-def accepts(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
 
 
 def refused(server: Server, origin: str) -> int:

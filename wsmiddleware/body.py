@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gevent import pywsgi
 from werkzeug.exceptions import ClientDisconnected
 
 from wsmiddleware.protocol.framing import is_trailer, parse_chunk_size
 
-__all__ = ["Body", "BodyError", "check_chunks"]
+__all__ = ["Body", "BodyError", "check_chunks", "is_broken"]
 
 # Read at once: a length that a peer only claims takes no memory.
 _PIECE = 65536
@@ -46,11 +46,6 @@ class Body(pywsgi.Input):  # type: ignore[misc]
 
     Raises `BodyError`, again at each read once it has, and `OSError` when the connection breaks.
     """
-
-    @property
-    def is_broken(self) -> bool:
-        """Where the next request begins cannot be known any more."""
-        return bool(self._chunked_input_error)
 
     def _do_read(self, length: int | None = None, use_readline: bool = False) -> bytes:
         self._begin()
@@ -127,6 +122,11 @@ class Body(pywsgi.Input):  # type: ignore[misc]
     def _fail(self, error: BodyError) -> NoReturn:
         self._chunked_input_error = True
         raise error
+
+
+def is_broken(body: Any) -> bool:
+    """True once reading a request's ``wsgi.input`` has failed: what comes behind is no request."""
+    return isinstance(body, Body) and bool(body._chunked_input_error)
 
 
 def check_chunks(ahead: bytes) -> None:

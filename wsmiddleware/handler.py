@@ -31,7 +31,7 @@ from geventwebsocket.handler import Client
 from geventwebsocket.handler import WebSocketHandler as StockWebSocketHandler
 from geventwebsocket.websocket import Stream, WebSocket
 
-from wsmiddleware.body import Body
+from wsmiddleware.body import is_broken
 from wsmiddleware.net.transport import TlsTransport, Transport, wrap_socket
 from wsmiddleware.protocol.handshake import accept_key, has_token, is_valid_key, parse_tokens
 from wsmiddleware.reading import RequestReader
@@ -187,7 +187,7 @@ class WebSocketHandler(RequestReader, StockWebSocketHandler):  # type: ignore[mi
     def _discard_body(self) -> None:
         """Read what nobody has read of the body, for as long as a request may take to come."""
         body = self.wsgi_input
-        if isinstance(body, Body) and body.is_broken:
+        if is_broken(body):
             self.close_connection = True
             return
         if body.position >= (body.content_length or 0) and not body.chunked_input:

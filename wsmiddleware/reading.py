@@ -19,7 +19,7 @@ import gevent
 import gevent.ssl
 from gevent import pywsgi
 
-from wsmiddleware.body import Body, BodyError, check_chunks
+from wsmiddleware.body import Body, BodyError, check_chunks, is_broken
 from wsmiddleware.protocol.framing import find_length
 from wsmiddleware.protocol.handshake import has_token
 from wsmiddleware.protocol.head import (
@@ -107,6 +107,8 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         if isinstance(result, tuple):
             self._refuse(*result)
             return None
+        if self.socket is not None and is_broken(self.wsgi_input):
+            self._linger()
         return result
 
     def read_requestline(self) -> str:

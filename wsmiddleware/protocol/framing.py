@@ -19,9 +19,12 @@ _MAX_LENGTH = 2**63 - 1
 # Plain digits: int() takes signs, underscores, blanks and other scripts' digits.
 _LENGTH = re.compile("[0-9]{1,19}")
 
-# Section 7.1; extensions are passed over, as it asks for, but no control hides in them.
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
+# Section 7.1. Extensions are passed over, as it asks for, but only what is one.
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
+_EXTENSION = rb";[ \t]*%b[ \t]*(?:=[ \t]*(?:%b|%b)[ \t]*)?" % (_TOKEN, _TOKEN, _QUOTED)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})(?:%b)*\r\n" % _EXTENSION)
+_TRAILER = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n")
 
 
 def find_length(head: Head, version: str) -> int | None:
