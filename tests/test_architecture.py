@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -139,3 +140,63 @@ def test_module_says_what_it_is_and_what_it_offers(file: Path) -> None:
     if file.stem not in ("__init__", "__main__"):
         assert code[0] == "from __future__ import annotations"
         assert any(line.startswith("__all__") for line in code)
+
+
+# -- what sees a peer's bytes ----------------------------------------------------------------------
+
+#: Regular expressions and caches for settings, URLs and classes, which no peer writes.
+NO_PEERS = {
+    "config._NOT_OURS",
+    "config._directory",
+    "log._USERINFO",
+    "middleware._PREFIX",
+    "net.dial._default_context",
+    "net.reactor._keep_freed_memory",
+    "protocol.opening._COOKIE_VALUE",
+    "protocol.opening._TOKEN",
+    "protocol.opening._VALUE",
+    "protocol.uri._HOST",
+    "protocol.uri._PORT",
+    "protocol.uri._URL",
+    "registry.get_converter",
+    "settings.key",
+    "settings.markdown_table",
+    "values._TOKEN",
+    "values._read_number",
+}
+
+#: What of `re` and `functools` makes a pattern or a cache.
+MAKERS = {
+    "re": {"compile", "findall", "finditer", "fullmatch", "match", "search", "split", "sub"},
+    "functools": {"cache", "lru_cache"},
+}
+
+
+def makers_in(tree: ast.AST, place: str = "") -> Iterator[str]:
+    """The names at module level, or the functions, with which a pattern or a cache is made."""
+    for node in ast.iter_child_nodes(tree):
+        inner = place
+        if isinstance(node, ast.FunctionDef):
+            inner = node.name
+        elif isinstance(node, ast.Assign) and not place:
+            inner = ast.unparse(node.targets[0])
+        elif isinstance(node, ast.Attribute):
+            module = ast.unparse(node.value)
+            if node.attr in MAKERS.get(module, ()):
+                yield place
+        yield from makers_in(node, inner)
+
+
+def test_what_sees_a_peers_bytes_is_known_to_be_linear_or_bounded() -> None:
+    made = {
+        f"{name_of(file)}.{place}"
+        for file in FILES
+        for place in makers_in(ast.parse(file.read_text(encoding="utf-8")))
+    }
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^\| `([a-z_.]+\.\w+)` \|", page, re.MULTILINE))
+    assert made - told == NO_PEERS, (
+        "a regular expression or a cache is new, or gone: say in docs/security.md why it is linear "
+        "or bounded, or here that no peer's bytes reach it"
+    )
+    assert told <= made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def test_server_that_drips_is_given_up() -> None:
 
     with raw_server(drip) as url:
         assert "connect_timeout" in str(refused(url, connect_timeout=0.2))
+
+
+def test_line_of_blanks_does_not_outlast_connect_timeout() -> None:
+    def answer(sock: socket.socket) -> None:
+        read_request(sock)
+        blanks = b"X: a" + b" \t" * 32_000 + b"a"
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + blanks + b"\r\n\r\n")
+
+    started = time.monotonic()
+    with raw_server(answer) as url:
+        assert "Upgrade is missing" in str(refused(url))
+    assert time.monotonic() - started < 5  # connect_timeout, as it is without one
 
 
 @pytest.mark.parametrize("status", [200, 301, 401, 403, 404, 426, 500, 503])

@@ -55,6 +55,7 @@ def test_defaults_are_the_specified_ones(cwd: Path) -> None:
         "send_timeout": 5,
         "slow_consumer": "close",
         "allowed_origins": "same-origin",
+        "trusted_hosts": [],
         "subprotocols": [],
         "compression": True,
         "broadcast_scope": "channel",

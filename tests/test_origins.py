@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import pytest
 
 from wsmiddleware.policy import check_origin
@@ -176,6 +180,61 @@ def test_look_alike_is_not(pattern: str, origin: str) -> None:
 
 def test_a_list_replaces_same_origin() -> None:
     assert not is_let_in("http://example.com", "example.com", allowed=["https://example.org"])
+
+
+#: What programs send that is no origin of RFC 6454.
+ODD = [
+    "file://", "file:///", "FILE://", "app://.", "app://a/b", "app://bundle:99999",
+    "capacitor-electron://.", "vscode-file://vscode-app/x", "content://", "about://a b", "x://,y",
+    "app://\xfc", "app://\\", "app://\x1b[2J", "app://'\"", "file://" + "a" * 293,
+]  # fmt: skip
+
+
+def shown_in_log(origin: str, **options: Any) -> str | None:
+    """What the line of a refusal says to add to `allowed_origins`, if anything."""
+    request = {"HTTP_HOST": "example.com", "HTTP_ORIGIN": origin}
+    refusal = check_origin(request, Settings(**options))
+    assert refusal is not None
+    assert refusal.reason.isprintable()
+    found = re.match(r"foreign origin '(.*)' for host 'example.com'; to let it in,", refusal.reason)
+    assert found is None or found[1].isascii()
+    return found[1] if found else None
+
+
+@pytest.mark.parametrize(
+    "origin", [*ODD, "null", "app://-", "chrome-extension://abc", "https://evil.example"]
+)
+def test_what_the_log_shows_can_be_listed_and_lets_in_nothing_else(origin: str) -> None:
+    listing = shown_in_log(origin)
+    assert listing is not None
+    for allowed in (["same-origin", listing], [listing]):
+        assert is_let_in(origin, allowed=allowed)
+        assert is_let_in("https://example.com", allowed=allowed) == (len(allowed) > 1)
+        others = [*ODD, "null", "https://evil.example", "same-origin", f"{origin}/", f"x{origin}"]
+        for other in {*others, origin[:-1], origin.swapcase()} - {origin}:
+            # An origin has no case, and is the one value that has several forms.
+            is_same = "://" in origin and other.lower() == origin.lower() and origin not in ODD
+            assert is_let_in(other, allowed=allowed) == is_same, other
+
+
+def test_what_the_log_shows_survives_a_variable_and_the_file() -> None:
+    for origin in ODD:
+        listing = shown_in_log(origin)
+        assert listing is not None
+        if "," not in listing:
+            assert is_let_in(origin, allowed=ORIGINS.read(f"same-origin, {listing}"))
+        assert is_let_in(origin, allowed=json.loads(json.dumps(["same-origin", listing])))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["", "example.com", "https://example.com/", "http://u@a", "file://*", "same-origin", "*",
+     "http://\xfc.example", "http://a\x1b", "file://" + "a" * 294, "x" * 60_000],
+)  # fmt: skip
+def test_what_cannot_be_listed_is_not_said_to_be(origin: str) -> None:
+    assert shown_in_log(origin) is None
+    for allowed in ("same-origin", ["same-origin", "file://"], ["https://*.example.com"]):
+        assert not is_let_in(origin, allowed=allowed)
 
 
 def test_refused_origin_tells_the_operator_what_to_set_and_the_peer_nothing() -> None:

@@ -32,6 +32,7 @@ SPEC_KEYWORDS = [
     "broadcast_scope",
     "close_timeout",
     "debug",
+    "trusted_hosts",
 ]
 
 

@@ -125,11 +125,21 @@ def test_origins_are_read_from_a_list_with_commas() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "sameorigin", "a.example", [], ["*"], ["same-origin"], [1], b"null", 1, None, "http://a,"],
-)
+    [
+        "", "sameorigin", "a.example", [], ["*"], ["same-origin", "*"], [1], b"null", 1, None,
+        "http://a,", "a.example:80", "app:", "http://", "https://a/", "wss://a?x", "HTTP://a b",
+        "app://.*", [" file://"], ["file://\x1b"], ["file://a\n"], ["\xe4pp://."],
+    ],
+)  # fmt: skip
 def test_origins_refuse(value: object) -> None:
     with pytest.raises(ValueError):
         values.ORIGINS.check(value)
+
+
+def test_origins_keep_what_is_no_origin_as_it_is_beside_the_own_site() -> None:
+    given = ["same-origin", "file://", "App://.", "chrome-extension://abc", "about://a b"]
+    assert values.ORIGINS.check(given) == tuple(given)
+    assert values.ORIGINS.check(",".join(given)) == tuple(given)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +168,7 @@ def test_normalise_origin_gives_one_form(origin: str, normal: str) -> None:
         "http://a/", "http://a?x", "http://u@a", "//a", "a", "", "http://", "http://a b",
         "http://a:0", "http://a:65536", "http://a:x", "http://a:*", "http://a:", "http://[::g]",
         "http://a..b", "http://a..", "http://.", "http://*.a", "NULL", " null", "http://a\n", None,
-        "http://" + "a" * 64, "http://ü" + "a" * 64, "http://a,http://b",
+        "http://" + "a" * 64, "http://" + "a." * 150, "http://ü" + "a" * 64, "http://a,http://b",
     ],
 )  # fmt: skip
 def test_normalise_origin_refuses(origin: object) -> None:
@@ -170,3 +180,25 @@ def test_normalise_origin_refuses(origin: object) -> None:
 def test_wildcards_stand_for_whole_labels_only(origin: str) -> None:
     with pytest.raises(ValueError):
         values.normalise_origin(origin, wildcards=True)
+
+
+def test_hosts_become_a_tuple_of_names_in_lower_case_and_none_the_empty_one() -> None:
+    kind = values.HOSTS
+    given = ["Example.com", ".example.ORG", "b\xfccher.example", "[0::1]", "127.0.0.1", "my_host"]
+    normal = ("example.com", ".example.org", "xn--bcher-kva.example", "[::1]", "127.0.0.1")
+    assert kind.check(given) == (*normal, "my_host")
+    assert kind.check(None) == kind.check([]) == kind.check(kind.read("none")) == ()
+    assert kind.check(kind.read("a.example, .b.example")) == ("a.example", ".b.example")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "example.com", b"a", 1, [1], [""], ["."], ["*"], ["*.example.com"], ["a.example:80"],
+        ["http://a"], ["a/b"], ["a b"], ["..a"], ["a..b"], ["[::1"], ["[::1]:80"], ["a" * 64],
+        ["a." * 200],
+    ],
+)  # fmt: skip
+def test_hosts_refuse(value: object) -> None:
+    with pytest.raises(ValueError):
+        values.HOSTS.check(value)

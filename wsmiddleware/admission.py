@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import dataclass
@@ -81,6 +81,7 @@ class Admission:
             return refuse(404, "No such channel.")
         refusal = (
             policy.check_request(environ)
+            or policy.check_host(environ, self._trusted_hosts())
             or policy.check_origin(environ, self._settings)
             or self._check_room()
         )
@@ -91,6 +92,21 @@ class Admission:
         admitted = self._admit(environ, *found, is_answered=not upgrade.speaks_first)
         # Room again: a hook may have blocked while others came, or while we began to go down.
         return admitted if isinstance(admitted, Refusal) else self._check_room() or admitted
+
+    def _trusted_hosts(self) -> Collection[str] | None:
+        """Those of the setting, else those of the Flask application whose context is entered.
+
+        Asked each time: an application may be configured after it was wrapped.
+        """
+        if self._settings.trusted_hosts:
+            return self._settings.trusted_hosts
+        app: Any = getattr(self._request_context, "__self__", None)
+        config = getattr(app, "config", None)
+        hosts = config.get("TRUSTED_HOSTS") if isinstance(config, Mapping) else None
+        # Before Flask 3.1 knew that key, a class of one's own was the way, and it still is one.
+        if hosts is None:
+            hosts = getattr(getattr(app, "request_class", None), "trusted_hosts", None)
+        return hosts
 
     def _check_room(self) -> Refusal | None:
         registry, limit = self._registry, self._settings.max_connections

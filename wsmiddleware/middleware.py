@@ -216,8 +216,9 @@ class WebSocketMiddleware:
         """Count a refusal and tell the operator what it was and, in `reason`, what to do."""
         status = refusal.response.status_code
         self.metrics.refused[status] += 1
+        is_news = status >= 500 or status == 403 or refusal.is_advice
         _log.log(
-            logging.WARNING if status >= 500 or status == 403 else logging.INFO,
+            logging.WARNING if is_news else logging.INFO,
             "refused %s from %s with %d: %s",
             shorten(decode_path(environ)),
             shorten(environ.get("REMOTE_ADDR", "")),

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from werkzeug.exceptions import SecurityError
 from werkzeug.wrappers import Response
+from werkzeug.wsgi import get_host
 
 from wsmiddleware.protocol import deflate, handshake
 from wsmiddleware.settings import shorten
-from wsmiddleware.values import normalise_origin
+from wsmiddleware.values import (
+    MAX_HOST_SIZE,
+    MAX_ORIGIN_SIZE,
+    listing_of,
+    normalise_origin,
+)
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.channel import Channel
@@ -26,6 +33,7 @@ __all__ = [
     "Acceptance",
     "Refusal",
     "agree",
+    "check_host",
     "check_origin",
     "check_request",
     "decode_path",
@@ -44,6 +52,8 @@ class Refusal:
     response: Response
     text: str
     reason: str
+    #: The reason says what an operator may change.
+    is_advice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +74,7 @@ def refuse(
     reason: str = "",
     closes: bool = True,
 ) -> Refusal:
-    """A refusal in plain text; `reason` is for the log where it may say more than the peer gets.
+    """A refusal in plain text; `reason` is for the operator where there is something to change.
 
     `closes` ends the HTTP connection: what comes behind a refused handshake may be frames.
     """
@@ -72,7 +82,7 @@ def refuse(
     response.headers.update(headers or {})
     if closes:
         response.headers["Connection"] = "close"
-    return Refusal(response, text, reason or text)
+    return Refusal(response, text, reason or text, is_advice=bool(reason))
 
 
 def decode_path(environ: Mapping[str, Any]) -> str:
@@ -99,6 +109,13 @@ def check_request(environ: Mapping[str, Any]) -> Refusal | None:
     return None
 
 
+_LISTS = ("HTTP_SEC_WEBSOCKET_PROTOCOL", "HTTP_SEC_WEBSOCKET_EXTENSIONS")
+_TOO_LONG = (
+    f"Sec-WebSocket-Protocol and Sec-WebSocket-Extensions have at most {handshake.MAX_LIST_SIZE} "
+    f"bytes and {handshake.MAX_LIST_ITEMS} items."
+)
+
+
 def _find_problem(environ: Mapping[str, Any]) -> str | None:
     protocol = environ.get("SERVER_PROTOCOL", "")
     if protocol in ("", "HTTP/0.9", "HTTP/1.0"):
@@ -106,10 +123,14 @@ def _find_problem(environ: Mapping[str, Any]) -> str | None:
     if environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ:
         return "A WebSocket handshake has no body."
     host = environ.get("HTTP_HOST", "")
-    if not _HOST.fullmatch(host):  # RFC 9112, section 3.2; servers join what is there twice
+    # RFC 9112, section 3.2; servers join what is there twice.
+    if len(host) > MAX_HOST_SIZE or not _HOST.fullmatch(host):
         return "A WebSocket handshake needs one Host header."
     if not handshake.is_valid_key(_key(environ)):
         return "Sec-WebSocket-Key must be 16 bytes in base64."
+    for name in _LISTS:
+        if name in environ and not handshake.is_short_enough(environ[name]):
+            return _TOO_LONG
     return None
 
 
@@ -119,6 +140,33 @@ def _key(environ: Mapping[str, Any]) -> str:
     return key.strip(" \t")
 
 
+def check_host(environ: dict[str, Any], trusted: Collection[str] | None) -> Refusal | None:
+    """DNS rebinding ends here: a page whose own name leads to us is of the same origin.
+
+    `trusted` is as werkzeug's ``Request.trusted_hosts``, and so is the answer.
+    """
+    if trusted is None or _is_trusted(environ, trusted):
+        return None
+    return refuse(
+        400,
+        "This host is not served here.",
+        reason=f"untrusted host {shorten(environ.get('HTTP_HOST', ''))}; to serve it, add it to "
+        "trusted_hosts (WSMIDDLEWARE_TRUSTED_HOSTS; without it Flask's TRUSTED_HOSTS count), or if "
+        "a proxy changes the Host header, have it pass the original on and wrap the application in "
+        "ProxyFix",
+    )
+
+
+def _is_trusted(environ: dict[str, Any], trusted: Collection[str]) -> bool:
+    try:
+        get_host(environ, trusted)
+    except SecurityError:
+        # What it takes for no host, whoever lists it: IPv6 addresses, names with an underscore.
+        host = _HOST.fullmatch(environ.get("HTTP_HOST", ""))
+        return host is not None and host[1] in trusted
+    return True
+
+
 def check_origin(environ: Mapping[str, Any], settings: Settings) -> Refusal | None:
     """Cross-site WebSocket hijacking ends here: RFC 6455, section 10.2."""
     origin = environ.get("HTTP_ORIGIN")
@@ -126,40 +174,62 @@ def check_origin(environ: Mapping[str, Any], settings: Settings) -> Refusal | No
     if origin is None or allowed == "*":
         return None  # no Origin is no browser, and has no ambient credentials to abuse
     host = environ.get("HTTP_HOST", "")
-    if allowed == "same-origin":
-        if _is_same_host(origin, host):
-            return None
-    elif any(_matches(origin, pattern) for pattern in allowed):
+    if _is_let_in(origin, host, (allowed,) if isinstance(allowed, str) else allowed):
         return None
-    return refuse(
-        403,
-        "This origin may not connect.",
-        reason=f"foreign origin {shorten(origin)} for host {shorten(host)}; to let it in, add it "
-        "to allowed_origins (WSMIDDLEWARE_ALLOWED_ORIGINS), or if a proxy changes the Host header, "
-        "have it pass the original on and wrap the application in ProxyFix",
+    return refuse(403, "This origin may not connect.", reason=_describe_foreign(origin, host))
+
+
+def _describe_foreign(origin: str, host: str) -> str:
+    listing = listing_of(origin)
+    if listing is None:
+        told = (
+            f"{shorten(origin)} for host {shorten(host)}; it is no scheme://host:port, so that "
+            "allowed_origins (WSMIDDLEWARE_ALLOWED_ORIGINS) cannot list it: a program may leave "
+            "it out"
+        )
+    else:
+        told = (
+            f"'{listing}' for host {shorten(host)}; to let it in, add it to allowed_origins "
+            "(WSMIDDLEWARE_ALLOWED_ORIGINS)"
+        )
+    return (
+        f"foreign origin {told}, or if a proxy changes the Host header, have it pass the original "
+        "on and wrap the application in ProxyFix"
     )
 
 
+def _is_let_in(origin: str, host: str, allowed: Collection[str]) -> bool:
+    if len(origin) > MAX_ORIGIN_SIZE or len(host) > MAX_HOST_SIZE:
+        return False
+    if "same-origin" in allowed and _is_same_host(origin, host):
+        return True
+    listing = listing_of(origin)
+    if listing is None:
+        return False
+    try:
+        normal = normalise_origin(listing)
+    except ValueError:
+        return listing in allowed
+    return any(_matches(normal, pattern) for pattern in allowed)
+
+
 # Pages of one site all ask the same: a fifth of what a handshake costs, measured together with
-# `deflate.negotiate`. Bounded, for both come from the peer.
+# `deflate.negotiate`. Few and small, for both come from the peer.
 @functools.lru_cache(maxsize=256)
 def _is_same_host(origin: str, host: str) -> bool:
     """Host and port are the same; the scheme is not compared, TLS may end at a proxy."""
+    # To encode other names takes time that nobody is owed: an origin is ASCII (RFC 6454, 6.2).
+    if origin == "null" or not (origin.isascii() and host.isascii()):
+        return False
     scheme = origin.partition("://")[0]
     try:
-        return origin != "null" and normalise_origin(origin) == normalise_origin(
-            f"{scheme}://{host}"
-        )
+        return normalise_origin(origin) == normalise_origin(f"{scheme}://{host}")
     except ValueError:
         return False
 
 
 def _matches(origin: str, pattern: str) -> bool:
-    """An origin against one of `allowed_origins`, in which ``*`` stands for a whole label."""
-    try:
-        origin = normalise_origin(origin)
-    except ValueError:
-        return False
+    """A normal origin against one of `allowed_origins`, in which ``*`` is a whole label."""
     if "*" not in pattern:
         return origin == pattern
     scheme, _, rest = origin.partition("://")

@@ -151,6 +151,12 @@ class Settings:
         5.0, _POSITIVE, "wait for the peer's close frame, then the socket goes", unit="seconds"
     )
     debug: bool = _row(False, values.BOOLEAN, "send an unhandled exception's type and message")
+    trusted_hosts: tuple[str, ...] = _row(
+        (),
+        values.HOSTS,
+        "a handshake whose Host is none of them gets 400",
+        shown="Flask's own, else any",
+    )
 
     #: The file that was read or made; `None` when there is none.
     config_file: Path | None = None

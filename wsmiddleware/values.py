@@ -17,12 +17,17 @@ from dataclasses import dataclass
 
 __all__ = [
     "BOOLEAN",
+    "HOSTS",
+    "MAX_HOST_SIZE",
+    "MAX_ORIGIN_SIZE",
     "ORIGINS",
     "PATH",
     "SUBPROTOCOLS",
     "Kind",
     "choice",
     "integer",
+    "is_opaque",
+    "listing_of",
     "normalise_origin",
     "number",
 ]
@@ -170,16 +175,35 @@ def _check_origins(value: object) -> str | tuple[str, ...]:
         value = _split(value)
     if isinstance(value, bytes) or not isinstance(value, Sequence) or not value:
         raise ValueError
-    return tuple(dict.fromkeys(normalise_origin(item, wildcards=True) for item in value))
+    return tuple(dict.fromkeys(map(_check_origin, value)))
 
 
-#: ``"same-origin"``, ``"*"``, or a tuple of origins as `normalise_origin` gives them.
+def _check_origin(item: object) -> str:
+    if item == "same-origin":
+        return "same-origin"
+    try:
+        return normalise_origin(item, wildcards=True)
+    except ValueError:
+        if isinstance(item, str) and is_opaque(item):
+            return item
+        raise
+
+
+#: ``"same-origin"``, ``"*"``, or a tuple: ``"same-origin"``, origins as `normalise_origin` gives
+#: them, and what `is_opaque`.
 ORIGINS = Kind(
-    '"same-origin", "*", or a list (in a variable separated by commas) of origins as '
-    '"https://example.com" or "http://localhost:8000": scheme, host and port, no path, "*" only '
-    'in place of a whole label as in "https://*.example.com"; or "null"',
+    '"same-origin", "*", or a list (in a variable separated by commas) of "same-origin" and of '
+    'origins as "https://example.com" or "http://localhost:8000": scheme, host and port, no path, '
+    '"*" only in place of a whole label as in "https://*.example.com"; "null"; or another '
+    'scheme\'s as the log shows it, as "file://"',
     _check_origins,
 )
+
+MAX_HOST_SIZE = 260
+"""Characters of a host with its port: a name of 253 (RFC 1035), its dot, ``:65535``."""
+
+MAX_ORIGIN_SIZE = 300
+"""Characters of an origin: such a host, and a scheme; a longer one is none."""
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.\-]*)://(\[[^\]]*\]|[^\[\]:/?#@\s\\]+)(?::([0-9]{1,5}))?")
 # Hyphens at either end too: browsers take them, and names that have them are there.
@@ -193,9 +217,9 @@ def normalise_origin(origin: object, *, wildcards: bool = False) -> str:
     Lower case, international names in their ``xn--`` form, no default port; ``"null"`` stays, and
     so does a dot behind the host, which makes it another one for browsers too.
     `wildcards` lets ``*`` stand for a whole label of the host. Raises `ValueError` for anything
-    that is no origin: a path, a user, a bad port.
+    that is no origin: a path, a user, a bad port, more than `MAX_ORIGIN_SIZE`.
     """
-    if not isinstance(origin, str):
+    if not isinstance(origin, str) or len(origin) > MAX_ORIGIN_SIZE:
         raise ValueError(f"not an origin: {origin!r}")
     if origin == "null":
         return origin
@@ -220,3 +244,57 @@ def _normalise_host(host: str, *, wildcards: bool) -> str:
         if not _LABEL.fullmatch(label) and not (wildcards and label == "*"):
             raise ValueError(f"not a host: {host!r}")
     return labels
+
+
+# Nothing of http: and ws:, and no wildcard: those are more likely slips of the pen.
+_OPAQUE = re.compile(r"(?!(?:http|ws)s?:)[a-z][a-z0-9+.\-]*://[ -)+-~]*", re.IGNORECASE)
+
+
+def is_opaque(text: str) -> bool:
+    """True for what programs send as ``Origin`` where it is none: ``file://``, ``app://.``.
+
+    It has no host to compare, and is equal to itself only. Here it is in printable ASCII, as
+    `listing_of` gives it.
+    """
+    return _OPAQUE.fullmatch(text) is not None
+
+
+def listing_of(origin: str) -> str | None:
+    """What lets in exactly an ``Origin`` header once it stands in `ORIGINS`, in printable ASCII.
+
+    `None` where nothing does: the header is too long, or neither an origin nor `is_opaque`.
+    """
+    if len(origin) > MAX_ORIGIN_SIZE:
+        return None
+    shown = origin.encode("unicode_escape").decode("ascii")
+    try:
+        normalise_origin(shown)
+    except ValueError:
+        return shown if is_opaque(shown) else None
+    return shown
+
+
+def _check_hosts(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise ValueError
+    return tuple(dict.fromkeys(map(_check_host, value)))
+
+
+def _check_host(item: object) -> str:
+    if not isinstance(item, str) or len(item) > MAX_HOST_SIZE:
+        raise ValueError(f"not a host: {item!r}")
+    if item.startswith("[") != item.endswith("]"):
+        raise ValueError(f"not a host: {item!r}")
+    dot = "." if item.startswith(".") else ""
+    return dot + _normalise_host(item.removeprefix(".").lower(), wildcards=False)
+
+
+#: A tuple of hosts in lower case, in their ``xn--`` form; none is the empty one.
+HOSTS = Kind(
+    'a list (in a variable separated by commas) of hosts without a port, as "example.com", or '
+    '".example.com" for it and all below it; or none',
+    _check_hosts,
+    _read_list,
+)

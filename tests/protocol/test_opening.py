@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import time
+from collections.abc import Iterable
+
 import pytest
 
 from wsmiddleware.exceptions import HandshakeError
@@ -10,6 +15,7 @@ from wsmiddleware.protocol.handshake import accept_key
 from wsmiddleware.protocol.opening import (
     MAX_BODY_SIZE,
     MAX_HEAD_SIZE,
+    MAX_HEADERS,
     Agreement,
     Opening,
     Response,
@@ -219,6 +225,125 @@ def test_refusal_is_told(response: Response, words: str) -> None:
     with pytest.raises(HandshakeError, match=words) as caught:
         Opening(TARGET).agree(response)
     assert caught.value.response is response
+
+
+# -- what an answer may cost -----------------------------------------------------------------------
+
+LINES = {
+    "blanks": b"X:" + b" " * 65_000 + b"a\r\n",
+    "blanks and tabs": b"X: a" + b" \t" * 32_000 + b"a\r\n",
+    "names": b"".join(b"x%d:\r\n" % number for number in range(MAX_HEADERS - 3)),
+    "long name": b"x" * 65_000 + b": a\r\n",
+    "no name": b"x" * 65_000 + b"\r\n",
+    "extensions": b"Sec-WebSocket-Extensions: " + b"a," * 32_000 + b"\r\n",
+    "parameters": b"Sec-WebSocket-Extensions: permessage-deflate" + b";a" * 32_000 + b"\r\n",
+    "quotes": b'Sec-WebSocket-Extensions: a;a="' + b"\\a" * 32_000 + b"\r\n",
+    "connection": b"Connection: " + b"a, " * 21_000 + b"\r\n",
+}
+
+
+def seconds(opening: Opening, pieces: Iterable[bytes]) -> float:
+    """The processor time that an answer takes, whatever comes of it."""
+    started = time.thread_time()
+    with contextlib.suppress(HandshakeError):
+        for piece in pieces:
+            response = opening.feed(piece)
+            if response is not None:
+                opening.agree(response)
+    return time.thread_time() - started
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_answer_of_any_shape_costs_little(kind: str) -> None:
+    best = 9.0
+    for _ in range(3):
+        opening = Opening(TARGET)
+        best = min(best, seconds(opening, [answer(opening)[:-2] + LINES[kind] + b"\r\n"]))
+    assert best < 0.05
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 101 Switching Protocols\r\n" + b"X-A: b\r\n" * 7 + b"X:" + b" a" * 32_000,
+        b"HTTP/1.1 100 Go on\r\n\r\n" * 2900,
+        b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 10_000,
+        b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 60_000,
+        b"HTTP/1.1 403 No\r\n\r\n" + b"a" * 60_000,
+    ],
+    ids=["head", "interim", "chunks", "chunk line", "body"],
+)
+def test_answer_in_any_pieces_costs_little(data: bytes) -> None:
+    """A byte at a time it is read once, not once for each byte."""
+    spent = seconds(Opening(TARGET), (data[index : index + 1] for index in range(len(data))))
+    assert spent < 1
+
+
+def test_body_is_the_same_in_any_pieces() -> None:
+    rng = random.Random(7)
+    for _ in range(200):
+        body = rng.randbytes(rng.choice([0, 1, 5, 300, 2 * MAX_BODY_SIZE]))
+        chunks, pos = b"", 0
+        while pos < len(body):
+            size = rng.randint(1, len(body))
+            piece, pos = body[pos : pos + size], pos + size
+            chunks += b"%x;a=b\r\n%b\r\n" % (len(piece), piece)
+        heads = {
+            b"Transfer-Encoding: chunked\r\n\r\n": chunks + b"0\r\n\r\n",
+            b"Content-Length: %d\r\n\r\n" % len(body): body,
+            b"\r\n": body,
+        }
+        for head, coded in heads.items():
+            opening, response = Opening(TARGET), None
+            data = b"HTTP/1.1 403 No\r\n" + head + coded
+            while data and response is None:
+                size = rng.choice([1, 2, 7, 1000, 65_536])
+                response, data = opening.feed(data[:size]), data[size:]
+            response = response or opening.feed(b"")
+            assert response is not None
+            assert response.body == body[:MAX_BODY_SIZE]
+
+
+def test_answer_has_so_many_headers_and_no_more() -> None:
+    for count, is_fine in ((MAX_HEADERS - 3, True), (MAX_HEADERS - 2, False)):
+        opening = Opening(TARGET)
+        data = answer(opening)[:-2] + b"X: a\r\n" * count + b"\r\n"
+        if is_fine:
+            assert agree(opening, data) == (None, None)
+        else:
+            with pytest.raises(HandshakeError, match="more than 256 headers"):
+                opening.feed(data)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"403 \x1b[2J" + b"x" * 1000,
+        b"403 " + b"x" * 1000,
+        b"101 a\r\nUpgrade: \x1b[2J",
+        b"101 a\r\n" + b"\x9b\r" * 500,
+        b"301 \x85\r\nLocation: " + b"\x1b" * 1000,
+        b"401 a\r\nWWW-Authenticate: \x7f" + b"a" * 1000,
+    ],
+)
+def test_what_is_shown_of_an_answer_is_short_and_escaped(lines: bytes) -> None:
+    opening = Opening(TARGET)
+    with pytest.raises(HandshakeError) as caught:
+        agree(opening, b"HTTP/1.1 " + lines + b"\r\nContent-Length: 0\r\n\r\n")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\x9b[2J" * 9, "a" * 9000, "permessage-deflate; " + "a" * 8000, 'a; a="' + "\\a" * 4000],
+)
+def test_what_is_shown_of_extensions_is_short_and_escaped(value: str) -> None:
+    opening = Opening(TARGET)
+    with pytest.raises(HandshakeError) as caught:
+        agree(opening, answer(opening, sec_websocket_extensions=value))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
 
 
 def test_header_lines_are_checked_and_cookies_joined() -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import gevent
 import pytest
 
-from support import Process, wait_until
+from support import Process, wait_until, websocket_request
 from support.figures import record
 from support.procfs import Memory, cpu_seconds, descriptors
 from support.wire import BINARY, CLOSE, PING, TEXT, Peer, close_frame, frame, peer_of
@@ -231,3 +231,30 @@ def test_slow_reader_costs_its_own_queue_and_nobody_elses_messages(serve_app: Se
             wait_until(lambda: process.output.count("slow consumer, ") == 5, lambda: process.output)
             wait_until(lambda: descriptors(process.popen.pid) <= count)
     held_to("15 MB broadcast past 5 clients that never read", memory, 5 * 2 * MIB + 10 * MIB)
+
+
+@pytest.mark.parametrize("kind", ["names", "lists", "hosts"])
+def test_big_heads_leave_nothing_behind(serve_app: ServeApp, kind: str) -> None:
+    """Three hundred visits of 60 KB each: 18 MB, had it been kept."""
+    process = serve_app()
+    big = "a" * 60_000
+
+    def visit(number: int) -> None:
+        fields = {
+            "names": {f"x-{number}-{big}": "1"},
+            "lists": {"sec-websocket-extensions": f"a{number}{big}"},
+            "hosts": {"host": f"{number}.{big}", "origin": f"http://{number}.{big}"},
+        }[kind]
+        if kind == "hosts":
+            fields = {name: value[:30_000] for name, value in fields.items()}
+        with process.server.socket() as sock:
+            sock.sendall(websocket_request("/ws/test", **fields))
+            assert sock.recv(4096).startswith(b"HTTP/1.1 ")
+
+    for number in range(20):
+        visit(number)
+    memory = Memory(process.popen.pid)
+    for number in range(20, 320):
+        visit(number)
+    is_well(process)
+    held_to(f"300 visits with big heads, {kind}", memory, 8 * MIB)

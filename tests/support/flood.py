@@ -5,6 +5,7 @@ Not patched by gevent and nothing of the package in it: it makes what it sends a
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 import sys
@@ -67,6 +68,31 @@ def come_in_swarms(port: int, request: bytes) -> None:
             sock.close()
 
 
+def come_with_big_heads(port: int, request: bytes) -> None:
+    """One connection after the other, each with a head of 60 KB that no other one had."""
+    for number in itertools.count():
+        name, piece = BIG[number % len(BIG)]
+        value = b"%d." % number + piece * (60_000 // len(piece))
+        head = request.removesuffix(b"\r\n") + b"%b: %b\r\n\r\n" % (name, value)
+        if name == b"Host":
+            host = value[:30_000]
+            head = request.replace(b"Host: x", b"Host: %b\r\nOrigin: http://%b" % (host, host))
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.sendall(head)
+        sock.recv(4096)
+        sock.close()
+
+
+BIG = [
+    (b"Host", b"\xfc."),
+    (b"Origin", b"\xfc."),
+    (b"Sec-WebSocket-Extensions", b"a,"),
+    (b"Sec-WebSocket-Extensions", b"permessage-deflate;a=b,"),
+    (b"Sec-WebSocket-Protocol", b",a"),
+    (b"X-Names", b"a, "),
+    (b"Cookie", b"a=b; "),
+]
+
 REQUEST = (
     b"GET /ws/test HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -88,6 +114,7 @@ FLOODS: dict[str, tuple[Callable[[int, bytes], None], bytes]] = {
         come_in_swarms,
         REQUEST.removesuffix(b"\r\n") + b"Origin: https://evil.example\r\n\r\n",
     ),
+    "big heads": (come_with_big_heads, REQUEST),
 }
 
 

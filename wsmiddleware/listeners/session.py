@@ -29,24 +29,14 @@ _TRANSIENT = ("wsgi.", "wsmiddleware.", "werkzeug.", "gunicorn.", "gevent.")
 class RequestRecord:
     """A WSGI environ, kept small: a connection may live for days.
 
-    A dict of a browser's request is 2.5 KiB beside its strings. The names are shared by all
-    requests that have the same ones, and the values are a tuple.
+    A dict of a browser's request is 2.5 KiB beside its strings. The names are shared by requests
+    that have the same ones, and the values are a tuple.
     """
 
     __slots__ = ("_is_secure", "_names", "_values")
 
-    # The names that are kept, interned, by all of an environ: 3 % of a connect less than to sort
-    # them out each time. Bounded, for they are the peers'.
-    _shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # noqa: RUF012
-
     def __init__(self, environ: Mapping[str, Any]) -> None:
-        every = tuple(environ)
-        names = self._shared.get(every)
-        if names is None:
-            names = tuple(sys.intern(name) for name in every if not name.startswith(_TRANSIENT))
-            if len(self._shared) < 256:
-                self._shared[every] = names
-        self._names = names
+        self._names = names = _kept_names(tuple(environ))
         self._values = tuple(map(environ.__getitem__, names))
         self._is_secure = environ.get("wsgi.url_scheme") == "https"
 
@@ -74,6 +64,25 @@ class RequestRecord:
     def is_secure(self) -> bool:
         """True when the request came over TLS, as far as the environ tells."""
         return self._is_secure
+
+
+# The names that are kept by all of an environ: 3 % of a connect less than to sort them out each
+# time. They are the peers', and outlive them: few, small, and the oldest make room for new ones.
+_known_names: dict[tuple[str, ...], tuple[str, ...]] = {}
+_MAX_KNOWN = 256
+_MAX_KNOWN_NAMES = 64
+_MAX_KNOWN_SIZE = 2048
+
+
+def _kept_names(every: tuple[str, ...]) -> tuple[str, ...]:
+    names = _known_names.get(every)
+    if names is None:
+        names = tuple(name for name in every if not name.startswith(_TRANSIENT))
+        if len(every) <= _MAX_KNOWN_NAMES and sum(map(len, every)) <= _MAX_KNOWN_SIZE:
+            if len(_known_names) >= _MAX_KNOWN:
+                del _known_names[next(iter(_known_names))]
+            _known_names[every] = names
+    return names
 
 
 class Session:

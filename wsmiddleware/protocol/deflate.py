@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 
 from wsmiddleware import speedups
+from wsmiddleware.settings import shorten
 
 from .frames import CloseCode, ProtocolViolation, too_big
 from .handshake import Extension, parse_extensions
@@ -47,6 +48,8 @@ _LEVEL = 1
 #: The tail that the sender took off, and a final block: only at the end of a block it ends zlib's
 #: stream, which else does not tell where it is.
 _END = b"\x00\x00\xff\xff" + b"\x01\x00\x00\xff\xff"
+#: Bytes of a request's header whose answer is remembered: what peers sent is kept if it is small.
+_MAX_KNOWN_SIZE = 256
 _MAX_RESTARTS = 32
 _WINDOW_BITS = {str(bits): bits for bits in range(8, 16)}
 
@@ -58,13 +61,19 @@ class Deflate:
     window_bits: int = 15
 
 
-@functools.lru_cache(maxsize=256)  # browsers offer the same few; bounded, for they are peers
 def negotiate(header: str) -> tuple[Deflate, str] | None:
     """Answer a request's ``Sec-WebSocket-Extensions``: the agreement and our response value.
 
     The first offer we can take wins (RFC 7692 section 5.1); malformed offers, unknown or
     repeated parameters and a window of 8 bits decline an offer. ``None``: no compression.
     """
+    if len(header) > _MAX_KNOWN_SIZE:
+        return _negotiate.__wrapped__(header)
+    return _negotiate(header)
+
+
+@functools.lru_cache(maxsize=256)  # browsers offer the same few, in 50 to 110 bytes
+def _negotiate(header: str) -> tuple[Deflate, str] | None:
     try:
         extensions = parse_extensions(header)
     except ValueError:
@@ -103,10 +112,10 @@ def agree(response_header: str) -> Deflate | None:
     if not extensions:
         return None
     if len(extensions) > 1:
-        raise ValueError(f"server accepted more than was offered: {response_header!r}")
+        raise ValueError(f"server accepted more than was offered: {shorten(response_header)}")
     parameters = _read_parameters(extensions[0])
     if "server_no_context_takeover" not in parameters:
-        raise ValueError(f"server left out server_no_context_takeover: {response_header!r}")
+        raise ValueError(f"server left out server_no_context_takeover: {shorten(response_header)}")
     _window_bits(parameters.get("server_max_window_bits", "15"))
     return Deflate(_window_bits(parameters.get("client_max_window_bits", "15")))
 
@@ -114,7 +123,7 @@ def agree(response_header: str) -> Deflate | None:
 def _read_parameters(extension: Extension) -> dict[str, str | None]:
     name, pairs = extension
     if name != _NAME:
-        raise ValueError(f"unknown extension {name!r}")
+        raise ValueError(f"unknown extension {shorten(name)}")
     parameters = dict(pairs)
     if len(parameters) != len(pairs):
         raise ValueError(f"{name}: a parameter is repeated")
@@ -123,7 +132,7 @@ def _read_parameters(extension: Extension) -> dict[str, str | None]:
             if value is not None:
                 raise ValueError(f"{name}: {key} takes no value")
         elif key not in ("server_max_window_bits", "client_max_window_bits"):
-            raise ValueError(f"{name}: unknown parameter {key!r}")
+            raise ValueError(f"{name}: unknown parameter {shorten(key)}")
     return parameters
 
 
@@ -131,7 +140,7 @@ def _window_bits(value: str | None) -> int:
     try:
         return _WINDOW_BITS[value or ""]
     except KeyError:
-        raise ValueError(f"{_NAME}: window bits {value!r} are not 8-15") from None
+        raise ValueError(f"{_NAME}: window bits {shorten(value)} are not 8-15") from None
 
 
 def compress(payload: bytes, window_bits: int) -> bytes | None:

@@ -19,23 +19,35 @@ from .deflate import OFFER, Deflate, agree
 from .handshake import accept_key, has_token
 from .uri import Target
 
-__all__ = ["MAX_BODY_SIZE", "MAX_HEAD_SIZE", "Agreement", "Opening", "Response", "header_lines"]
+__all__ = [
+    "MAX_BODY_SIZE",
+    "MAX_HEADERS",
+    "MAX_HEAD_SIZE",
+    "Agreement",
+    "Opening",
+    "Response",
+    "header_lines",
+]
 
 MAX_HEAD_SIZE = 65536
 """Bytes that the status line and headers of an answer may have, interim answers included."""
 
+MAX_HEADERS = 256
+"""Header lines that an answer may have."""
+
 MAX_BODY_SIZE = 16384
 """Bytes of a refusal's body that are kept; the rest is not read."""
 
+_MAX_CHUNK_LINE = 256
 _SHOWN_BODY = 200
 _SHOWN_VALUE = 80
 
 _STATUS = re.compile(
     rb"HTTP/1\.(?P<minor>[0-9]) (?P<status>[1-9][0-9]{2})(?: (?P<reason>[^\r\n]*))?\Z"
 )
-_FIELD = re.compile(
-    rb"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[^\x00\r\n]*?)[ \t]*\Z"
-)
+# With the blanks around the value, which a pattern would look for at each of its bytes.
+_FIELD = re.compile(rb"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):(?P<value>[^\x00\r\n]*)\Z")
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 # RFC 7230 section 3.2: visible characters, spaces, tabs, and the upper half of Latin-1.
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
@@ -142,7 +154,10 @@ class Opening:
         self._is_compressing = compression
         self._data = bytearray()
         self._head_size = 0
+        #: Where the end of a head may begin: nothing is searched twice.
+        self._searched = 0
         self._response: Response | None = None
+        self._body: _Body | None = None
         self.request = self._build(headers)
 
     def _build(self, headers: Sequence[tuple[str, str]]) -> bytes:
@@ -175,30 +190,32 @@ class Opening:
         if self._response.status == 101:
             self.leftover, self._data = bytes(self._data), bytearray()
             return self._response
-        body = _read_body(self._response, bytes(self._data), is_end=not data)
-        return None if body is None else self.refusal(body)
+        if self._body is None:
+            self._body = _Body(self._response)
+        is_whole = self._body.feed(self._data) or not data
+        return self.refusal() if is_whole else None
 
-    def refusal(self, body: bytes | None = None) -> Response | None:
+    def refusal(self) -> Response | None:
         """The answer, with as much of its body as has come; None before its head."""
-        if self._response is None:
+        if self._response is None or self._body is None:
             return None
-        if body is None:
-            body = _read_body(self._response, bytes(self._data), is_end=True) or b""
         head = self._response
-        return Response(head.status, head.reason, head.headers, body[:MAX_BODY_SIZE])
+        return Response(head.status, head.reason, head.headers, bytes(self._body.data))
 
     def _read_head(self, *, is_end: bool) -> None:
         while self._response is None:
-            end = self._data.find(b"\r\n\r\n")
+            end = self._data.find(b"\r\n\r\n", self._searched)
             if self._head_size + (len(self._data) if end < 0 else end) > MAX_HEAD_SIZE:
                 raise HandshakeError(f"the answer's headers have more than {MAX_HEAD_SIZE} bytes")
             if end < 0:
                 # What is no HTTP at all is told at its first line: nobody waits for a second one.
                 if (start := bytes(self._data[:7])) != b"HTTP/1."[: len(start)] or is_end:
                     raise _no_http(bytes(self._data))
+                self._searched = max(0, len(self._data) - 3)
                 return
             head = bytes(self._data[:end])
             del self._data[: end + 4]
+            self._searched = 0
             self._head_size += end + 4
             response = _parse_head(head)
             # RFC 7231 section 6.2: interim answers (100, 103) may come first.
@@ -236,12 +253,15 @@ def _parse_head(head: bytes) -> Response:
     match = _STATUS.match(first)
     if match is None:
         raise _no_http(head)
+    if len(lines) > MAX_HEADERS:
+        raise HandshakeError(f"the answer has more than {MAX_HEADERS} headers")
     headers = []
     for line in lines:
         field = _FIELD.match(line)
         if field is None:
             raise HandshakeError(f"the answer has a broken header: {_say(line.decode('latin-1'))}")
-        headers.append((field["name"].decode().lower(), field["value"].decode("latin-1")))
+        value = field["value"].strip(b" \t").decode("latin-1")
+        headers.append((field["name"].decode().lower(), value))
     status = int(match["status"])
     reason = (match["reason"] or b"").decode("latin-1")
     if status == 101 and match["minor"] == b"0":
@@ -273,39 +293,61 @@ def _only(response: Response, name: str) -> str | None:
     return values[0] if values else None
 
 
-def _read_body(response: Response, data: bytes, *, is_end: bool) -> bytes | None:
-    """What there is of a refusal's body; None while more of it is to come."""
-    is_end = is_end or len(data) >= MAX_BODY_SIZE or response.status in (204, 304)
-    if has_token(", ".join(response.get_all("transfer-encoding")), "chunked"):
-        body, is_whole = _dechunk(data)
-        return body if is_whole or is_end else None
+class _Body:
+    """A refusal's body as it comes, `MAX_BODY_SIZE` of it at most; no byte is looked at twice."""
+
+    __slots__ = ("_is_chunked", "_left", "_skip", "data")
+
+    def __init__(self, response: Response) -> None:
+        self.data = bytearray()
+        has_none = response.status in (204, 304)
+        coding = ", ".join(response.get_all("transfer-encoding"))
+        self._is_chunked = not has_none and has_token(coding, "chunked")
+        #: Bytes that are still to come of the body, or of its chunk.
+        self._left = 0 if has_none or self._is_chunked else _body_size(response)
+        #: Bytes of the line end behind the last chunk.
+        self._skip = 0
+
+    def feed(self, data: bytearray) -> bool:
+        """Take what `data` has of it; true when no more is wanted."""
+        if self._is_chunked:
+            return self._dechunk(data) or len(self.data) == MAX_BODY_SIZE
+        self._take(data)
+        return not self._left
+
+    def _take(self, data: bytearray) -> None:
+        self.data += data[: min(self._left, MAX_BODY_SIZE - len(self.data))]
+        taken = min(self._left, len(data))
+        self._left -= taken
+        del data[:taken]
+
+    def _dechunk(self, data: bytearray) -> bool:
+        """Undo chunked coding (RFC 7230 section 4.1); true at its end, or where it is broken."""
+        while True:
+            self._take(data)
+            end = -1 if self._left else data.find(b"\r\n", self._skip)
+            if end < 0:
+                return not self._left and len(data) > _MAX_CHUNK_LINE
+            digits = bytes(data[self._skip : end]).partition(b";")[0].strip()
+            if not _CHUNK_SIZE.fullmatch(digits) or not int(digits, 16):
+                return True  # broken: what came before is good enough for a message
+            self._left, self._skip = int(digits, 16), 2
+            del data[: end + 2]
+
+
+def _body_size(response: Response) -> int:
     length = response.get("content-length")
-    if length is not None and length.isascii() and length.isdigit():
-        # Not int() of any length: Python refuses thousands of digits.
-        size = int(length[-18:]) if len(length) <= 18 else MAX_BODY_SIZE
-        return data[:size] if is_end or len(data) >= size else None
-    return data if is_end else None
-
-
-def _dechunk(data: bytes) -> tuple[bytes, bool]:
-    """Undo chunked coding (RFC 7230 section 4.1): the body, and whether that is all of it."""
-    body, pos = b"", 0
-    while True:
-        end = data.find(b"\r\n", pos)
-        if end < 0:
-            return body, False
-        digits = data[pos:end].partition(b";")[0].strip()
-        if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", digits):
-            return body, True  # broken: what came before is good enough for a message
-        size = int(digits, 16)
-        if not size:
-            return body, True
-        body += data[end + 2 : end + 2 + size]
-        pos = end + 2 + size + 2
+    # Not int() of any length: Python refuses thousands of digits.
+    if length is None or not (length.isascii() and length.isdigit()) or len(length) > 18:
+        return MAX_BODY_SIZE
+    return min(int(length), MAX_BODY_SIZE)
 
 
 def _describe_refusal(response: Response) -> str:
-    told = f"the server answered {response.status} {response.reason}".rstrip()
+    reason = response.reason
+    if not reason.isprintable() or len(reason) > _SHOWN_VALUE:
+        reason = _say(reason)
+    told = f"the server answered {response.status} {reason}".rstrip()
     location = response.get("location")
     if 300 <= response.status < 400 and location:
         return f"{told}, a redirect to {_say(location)}: it is not followed"
