@@ -16,6 +16,7 @@ from wsmiddleware.log import redact, set_up_logging
 from wsmiddleware.net.connection import State
 from wsmiddleware.net.orders import Orders
 from wsmiddleware.net.reactor import step_for
+from wsmiddleware.net.underway import OVERHEAD
 from wsmiddleware.options import ClientOptions, read_options
 from wsmiddleware.protocol.frames import (
     MAX_CONTROL_SIZE,
@@ -192,7 +193,7 @@ class WebSocketClient:
             self._upkeep.send(data, compress)
         else:
             self._refuse_if_closed(is_queued=self._upkeep.offline is not None)
-            self._order(self._upkeep.send, data, compress, size=len(data))
+            self._order(self._upkeep.send, data, compress, size=len(data) + OVERHEAD)
 
     def _control(self, opcode: Opcode, data: bytes | str) -> None:
         payload = to_payload(data)
@@ -203,7 +204,7 @@ class WebSocketClient:
             self._send_control(wire)
         else:
             self._refuse_if_closed(is_queued=False)
-            self._order(self._send_control, wire, size=len(wire))
+            self._order(self._send_control, wire, size=len(wire) + OVERHEAD)
 
     def _send_control(self, wire: bytes) -> None:
         connection = self._upkeep.connection

@@ -11,11 +11,14 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import monkey
 from gevent.event import Event
 
 from support import Server, wait_until
+from support.room import hold_up_thread
 from support.wire import (
     BINARY,
+    CLOSE,
     PING,
     PONG,
     TEXT,
@@ -28,12 +31,18 @@ from support.wire import (
     narrow,
     peer_of,
 )
-from wsmiddleware import ConnectionClosed, SlowConsumerError, WebSocketMiddleware
+from wsmiddleware import (
+    ConnectionClosed,
+    SlowConsumerError,
+    WebSocketError,
+    WebSocketMiddleware,
+)
 from wsmiddleware.net.connection import LARGE_RECV_SIZE, Connection
 from wsmiddleware.net.throttle import Throttle
 from wsmiddleware.protocol.deflate import compress
 
 Serve = Callable[..., Server]
+start_thread = monkey.get_original("_thread", "start_new_thread")
 
 MARK = 65536
 PIECE = b"x" * 1000
@@ -280,6 +289,98 @@ def test_native_thread_closes(serve: Serve) -> None:
         in_thread(send_and_close)
         assert peer.read_text() == "bye"
         assert peer.read_close() == (4000, "done")
+
+
+def send_while_the_loop_is_held_up(send: Callable[[int], bool], count: int) -> list[object]:
+    """What each of `count` sends of a native thread came to; no greenlet runs meanwhile."""
+    outcomes: list[object] = []
+
+    def work() -> None:
+        for number in range(count):
+            try:
+                outcomes.append(send(number))
+            except WebSocketError as exc:
+                outcomes.append(type(exc))
+
+    start_thread(work, ())
+    deadline = time.monotonic() + 20
+    while len(outcomes) < count:
+        assert time.monotonic() < deadline, f"a send waits: {len(outcomes)} have returned"
+        hold_up_thread(0.01)
+    return outcomes
+
+
+@pytest.mark.parametrize("size", [20_000, 1])
+@pytest.mark.parametrize("policy", ["close", "drop"])
+def test_sends_of_a_native_thread_count_at_once_against_the_mark(
+    serve: Serve, caplog: pytest.LogCaptureFixture, policy: str, size: int
+) -> None:
+    log, count = Log(), 2000
+    middleware = middleware_for(log.listener(), send_queue_size=MARK, slow_consumer=policy)
+    with peer_of(serve(middleware)) as peer:
+        wait_until(lambda: log.clients)
+        outcomes = send_while_the_loop_is_held_up(lambda _: log.client.send(b"x" * size), count)
+        taken = outcomes.count(True)
+        assert 0 < taken * size < MARK + size
+        assert taken < 1000  # small ones take room too
+        refused = SlowConsumerError if policy == "close" else False
+        assert outcomes == [True] * taken + [refused] * (count - taken)
+        assert [peer.read() for _ in range(taken)] == [(BINARY, b"x" * size)] * taken
+        if policy == "close":
+            assert peer.read_close() == (1013, "slow consumer")
+            peer.send(close_frame(1013))
+        else:
+            in_thread(lambda: log.client.send("there is room again"))
+            assert peer.read_text() == "there is room again"
+            assert middleware.metrics.dropped == count - taken
+    wait_until(lambda: log.closes)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert sum("native thread" in line or "dropped" in line for line in warnings) == 1
+
+
+@pytest.mark.parametrize("policy", ["close", "drop"])
+def test_broadcasts_of_a_native_thread_count_at_once_against_the_mark(
+    serve: Serve, policy: str
+) -> None:
+    log, size, count = Log(), 20_000, 2000
+    middleware = middleware_for(log.listener(), send_queue_size=MARK, slow_consumer=policy)
+    server = serve(middleware)
+    with peer_of(server) as one, peer_of(server) as other:
+        wait_until(lambda: len(log.clients) == 2)
+        outcomes = send_while_the_loop_is_held_up(
+            lambda _: log.client.broadcast(b"x" * size), count
+        )
+        assert outcomes == [True] * count
+        if policy == "drop":
+            wait_until(lambda: middleware.metrics.dropped)
+            in_thread(lambda: log.client.broadcast("there is room again"))
+        for peer in (one, other):
+            taken = 0
+            while (last := peer.read()) == (BINARY, b"x" * size):
+                taken += 1
+            assert 0 < taken * size < MARK + size
+            if policy == "close":
+                assert last[0] == CLOSE
+                peer.send(close_frame(1013))
+            else:
+                assert last == (TEXT, b"there is room again")
+                assert middleware.metrics.dropped == 2 * (count - taken)
+
+
+def test_burst_of_a_native_thread_reaches_a_peer_that_reads(serve: Serve) -> None:
+    """Far more than the mark, but the loop is there to take it."""
+    log, count = Log(), 300
+    middleware = middleware_for(log.listener(), send_queue_size=MARK)
+    with peer_of(serve(middleware)) as peer:
+        wait_until(lambda: log.clients)
+        reader = gevent.spawn(lambda: [peer.read() for _ in range(count)])
+
+        def burst() -> None:
+            for _ in range(count):
+                assert log.client.send(b"x" * 2000)
+
+        in_thread(burst)
+        assert reader.get(timeout=10) == [(BINARY, b"x" * 2000)] * count
 
 
 # -- when it goes to the wire -----------------------------------------------------------------

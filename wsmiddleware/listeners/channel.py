@@ -15,6 +15,7 @@ from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, check_
 from wsmiddleware.listeners.contract import Contract
 from wsmiddleware.listeners.delivery import Deliveries
 from wsmiddleware.listeners.edges import Edge, Edges
+from wsmiddleware.net.underway import OVERHEAD, Underway
 from wsmiddleware.protocol.prepared import PreparedMessage
 from wsmiddleware.settings import Settings
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.listeners.invoke import Member
     from wsmiddleware.metrics import Metrics
+    from wsmiddleware.net.reactor import Reactor
 
 __all__ = ["Channel"]
 
@@ -65,6 +67,7 @@ class Channel:
         #: The edge that whoever opens now has to wait for.
         self._first: Edge | None = None
         self._deliveries = Deliveries(metrics)
+        self._underway = Underway(settings.send_queue_size)
 
     @property
     def listener_class(self) -> type[WebSocketListener]:
@@ -180,8 +183,25 @@ class Channel:
         reactor = members[0].connection.reactor
         if reactor.is_here():
             self._deliveries.deliver(reactor, members, prepared)
-        else:
-            reactor.defer(self._deliveries.deliver, reactor, members, prepared)
+        elif self._underway.add_soon(prepared.size + OVERHEAD):
+            reactor.defer(self._take_over, reactor, members, prepared)
+        elif self._underway.miss():
+            reactor.defer(self._take_missed, members)
+
+    def _take_over(
+        self, reactor: Reactor, members: list[Member], prepared: PreparedMessage
+    ) -> None:
+        """The rest of `deliver` for a native thread."""
+        try:
+            self._deliveries.deliver(reactor, members, prepared)
+        finally:
+            self._underway.taken(prepared.size + OVERHEAD)
+
+    def _take_missed(self, members: list[Member]) -> None:
+        """Native threads broadcast more than the mark allows: it is the same for each client."""
+        count = self._underway.missed()
+        for member in members:
+            member.connection.overrun(count)
 
 
 def _read_excluded(exclude: Excluded) -> set[WsClient]:

@@ -107,7 +107,9 @@ class WsClient:
         blocks the calling greenlet for at most ``send_timeout``, then closes the client as a slow
         consumer and raises `SlowConsumerError`. With ``wait=False`` it never waits:
         ``slow_consumer`` decides (`False` where it dropped the message). From a native thread it
-        never waits and is always `True`: the loop's thread decides later, and logs what it drops.
+        does not wait for the client: it is `True` while the threads have less than
+        ``send_queue_size`` on its way to the loop, whose thread decides later, and logs what it
+        drops; past that, after a moment for the loop, it is as with ``wait=False``.
         ``compress=False`` is for what must not be compressed: a secret beside what a peer chose.
 
         Raises `ConnectionClosed` when the client is not open, `TypeError` for what JSON cannot

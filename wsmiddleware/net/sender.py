@@ -10,14 +10,15 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gevent import getcurrent
+from gevent import getcurrent, monkey
 
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
 from wsmiddleware.net.keepalive import Keepalive
 from wsmiddleware.net.outbox import Outbox
+from wsmiddleware.net.underway import OVERHEAD, Underway
 from wsmiddleware.protocol.engine import Engine
 from wsmiddleware.protocol.frames import CloseCode, Opcode, Wire
 from wsmiddleware.speedups import pack
@@ -44,6 +45,8 @@ class State(Enum):
 
 #: Asked for with every message: a member of an `Enum` costs 0.1 µs each time in Python 3.11.
 _OPEN = State.OPEN
+#: Held while an `Underway` is made: two threads may be the first ones. Reentrant as its own is.
+_making: Any = monkey.get_original("_thread", "RLock")()
 #: Seconds between two lines of the log on what one peer's queue had no room for.
 _REPORT_INTERVAL = 1.0
 
@@ -64,6 +67,7 @@ class Sender(ABC):
         "_pong",
         "_settings",
         "_transport",
+        "_underway",
         "_worker",
         "close_code",
         "close_reason",
@@ -118,6 +122,8 @@ class Sender(ABC):
         self.slot = 0
         #: Messages dropped and not reported yet.
         self._dropped = 0
+        #: What native threads have sent and the hub has not taken; made for the first.
+        self._underway: Underway | None = None
         #: What callbacks returned for a peer that had gone.
         self._lost_replies = 0
         #: Up to which of its bytes the outbox holds nothing but pings and pongs.
@@ -133,17 +139,48 @@ class Sender(ABC):
 
         `False` when it was dropped (`slow_consumer="drop"`). Raises `ConnectionClosed`, or
         `SlowConsumerError` when the peer takes too long and has been closed for it. From a native
-        thread it never waits, and what becomes of it is decided in the hub.
+        thread it does not wait: `True` while the threads have less than the mark on their way to
+        the hub, where the rest is decided; past that it is as with ``wait=False``.
         """
         if self.state is not _OPEN:
             raise ConnectionClosed(self.close_code, self.close_reason)
         if not self.reactor.is_here():
-            self.reactor.defer(self.deliver, wire)
-            return True
+            return self._hand_over(wire)
         if self.outbox.size >= self._settings.send_queue_size and not self._make_room(wait=wait):
             return False
         self._put(wire)
         return True
+
+    def _hand_over(self, wire: Wire) -> bool:
+        """What `send` does in a native thread."""
+        with _making:
+            if self._underway is None:
+                self._underway = Underway(self._settings.send_queue_size)
+        size = OVERHEAD + (sum(map(len, wire)) if isinstance(wire, tuple) else len(wire))
+        if self._underway.add_soon(size):
+            self.reactor.defer(self._take_over, wire, size, self._underway)
+            return True
+        if self._underway.miss():
+            self.reactor.defer(self._take_missed, self._underway)
+        if self._settings.slow_consumer == "drop":
+            return False
+        raise SlowConsumerError(f"{self.name}: the loop does not take what this thread sends")
+
+    def _take_over(self, wire: Wire, size: int, underway: Underway) -> None:
+        underway.taken(size)
+        self.deliver(wire)
+
+    def _take_missed(self, underway: Underway) -> None:
+        self.overrun(underway.missed())
+
+    def overrun(self, count: int) -> None:
+        """Native threads had so many messages more for it than the mark allows. Hub's thread."""
+        if self.state is not _OPEN:
+            return
+        if self._settings.slow_consumer == "drop":
+            self._drop(count)
+        else:
+            self._close_slow_consumer("a native thread sends faster than the loop takes it")
 
     def deliver(self, wire: Wire) -> None:
         """Queue one encoded message if the peer keeps up. Never blocks or raises."""
@@ -205,9 +242,7 @@ class Sender(ABC):
         while self.state is State.OPEN and outbox.size >= mark:
             if not wait or self.reactor.is_in_hub():
                 if self._settings.slow_consumer == "drop":
-                    self._metrics.dropped += 1
-                    self._dropped += 1
-                    self.reactor.watch(self, self.reactor.now + _REPORT_INTERVAL)
+                    self._drop(1)
                     return False
                 raise self._close_slow_consumer()
             if not outbox.wait_for_room(max(0.0, deadline - time.monotonic())):
@@ -216,10 +251,16 @@ class Sender(ABC):
             raise ConnectionClosed(self.close_code, self.close_reason)
         return True
 
-    def _close_slow_consumer(self) -> SlowConsumerError:
+    def _drop(self, count: int) -> None:
+        self._metrics.dropped += count
+        self._dropped += count
+        self.reactor.watch(self, self.reactor.now + _REPORT_INTERVAL)
+
+    def _close_slow_consumer(self, why: str = "") -> SlowConsumerError:
         if self.state is State.OPEN:
             self._metrics.slow_consumers += 1
-            _log.warning("%s: slow consumer, %d bytes wait: closing", self.name, self.outbox.size)
+            why = why or f"{self.outbox.size} bytes wait"
+            _log.warning("%s: slow consumer, %s: closing", self.name, why)
             # It has had its time: nobody's queue lives on by a byte a second.
             self._start_closing(CloseCode.TRY_AGAIN_LATER, "slow consumer", patience=1)
         return SlowConsumerError(f"{self.name} does not take what is sent to it")
