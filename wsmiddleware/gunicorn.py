@@ -18,8 +18,11 @@ at SIGTERM, SIGINT and SIGQUIT, 1012 where a new worker takes its place (SIGHUP,
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import struct
+from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 import gevent
@@ -27,8 +30,11 @@ from gevent.event import Event
 
 from wsmiddleware import info
 from wsmiddleware import server as servers
+from wsmiddleware.forwarding import Forwarded, Forwarding, Trust, mount
 from wsmiddleware.handler import WebSocketHandler
+from wsmiddleware.protocol import proxy
 from wsmiddleware.protocol.frames import CloseCode
+from wsmiddleware.protocol.head import HeadError, HeadLimits
 from wsmiddleware.server import WSGIServer
 
 try:
@@ -53,8 +59,143 @@ _NO_BACKPLANE = (
 )
 
 
+# Settings that gunicorn's own gevent worker heeds and this one does not, with what to do instead.
+_NOT_HEEDED = {
+    "pre_request": "it is not called",
+    "post_request": "it is not called",
+    "protocol": "HTTP alone is spoken",
+    "uwsgi_allow_ips": "HTTP alone is spoken",
+    "http_protocols": "HTTP/1.1 alone is spoken: a proxy in front may speak HTTP/2",
+    "http2_cleartext": "HTTP/1.1 alone is spoken: a proxy in front may speak HTTP/2",
+    "http2_max_concurrent_streams": "HTTP/1.1 alone is spoken",
+    "http2_initial_window_size": "HTTP/1.1 alone is spoken",
+    "http2_max_frame_size": "HTTP/1.1 alone is spoken",
+    "http2_max_header_list_size": "HTTP/1.1 alone is spoken",
+    "http_parser": "heads are read by a parser of our own",
+    "permit_unconventional_http_version": "versions are HTTP/0.9 to HTTP/1.9",
+    "strip_header_spaces": "a blank before the colon of a header is a 400",
+    "sendfile": "files are read and sent in pieces",
+    "websocket_max_message_size": "set max_message_size, in websocket.json or beside it",
+}
+
+_PROXY_VERSIONS = {
+    "off": (),
+    "v1": (proxy.V1,),
+    "v2": (proxy.V2,),
+    "auto": (proxy.V1, proxy.V2),
+}
+
+
+def _find_ignored(config: Any) -> Iterator[str]:
+    """A line for each setting that was given and that this worker passes over."""
+    for name, remedy in _NOT_HEEDED.items():
+        setting = config.settings.get(name)
+        if setting is None:  # of another version of gunicorn
+            continue
+        default = type(setting)()  # with its default, as the setting has it
+        if setting.get() != default.get():
+            yield f"{name} is not heeded by this worker: {remedy}"
+
+
+def _head_limits(config: Any) -> HeadLimits:
+    """gunicorn's limits where they were given; what is left at its default is ours."""
+    limits = servers.head_limits() or HeadLimits()
+    for field, name in (
+        ("line", "limit_request_line"),
+        ("fields", "limit_request_fields"),
+        ("field_size", "limit_request_field_size"),
+    ):
+        setting = config.settings[name]
+        if setting.get() != setting.default:
+            limits = dataclasses.replace(limits, **{field: setting.get()})
+    return limits
+
+
+class Server(WSGIServer):
+    """Our server, with what gunicorn's settings say of proxies."""
+
+    def __init__(self, listener: Any, config: Any, **options: Any) -> None:
+        self.forwarding = Forwarding(config)
+        mode = config.proxy_protocol  # a bool before gunicorn 24.1, for version 1
+        mode = {True: "v1", False: "off"}.get(mode, mode)
+        #: Versions of the PROXY protocol that a connection may begin with, and who may.
+        self.proxy_versions = _PROXY_VERSIONS[mode]
+        self.proxy_trust = Trust(config.proxy_allow_ips)
+        self.is_casefolding = bool(config.casefold_http_method)
+        super().__init__(listener, **options)
+        self.head_limits = _head_limits(config)
+        self.handshake_timeout = servers.handshake_timeout()
+
+
 class Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]
-    """Our handler, with gunicorn's access log."""
+    """Our handler, with gunicorn's access log and what it takes from proxies."""
+
+    server: Server
+
+    _is_first = True
+    _is_trusted = False
+    _proxied_for: proxy.ProxiedFor | None = None
+    _forwarded: Forwarded
+    #: `PATH_INFO` where the application is mounted below the root.
+    _path_info: str | None = None
+
+    def read_preamble(self) -> None:
+        """The PROXY protocol's header, before the first request alone."""
+        if self._is_first:
+            self._is_first = False
+            self._is_trusted = self.server.forwarding.trusts(self.client_address)
+            if self.server.proxy_versions:
+                with gevent.Timeout(self.handshake_timeout, TimeoutError("no PROXY header")):
+                    self._read_proxy_header(self.server.proxy_versions)
+        super().read_preamble()
+
+    def _read_proxy_header(self, versions: tuple[bytes, ...]) -> None:
+        size = max(map(len, versions))
+        if not proxy.is_beginning(self.rfile.peek()[:size], versions):
+            return
+        data = self.rfile.read1(size)
+        while len(data) < size and proxy.is_beginning(data, versions):
+            if not (piece := self.rfile.read1(size - len(data))):
+                break
+            data += piece
+        if not data.startswith(versions):
+            self.unread(data)  # a request that begins alike, in pieces
+            return
+        if self.client_address not in self.server.proxy_trust:
+            raise HeadError(HTTPStatus.FORBIDDEN, "proxy_allow_ips does not hold this peer")
+        while count := proxy.missing(data):
+            if not (piece := self.rfile.read1(count)):
+                break
+            data += piece
+        self._proxied_for = proxy.parse_proxy_header(data)
+
+    def read_request(self, raw_requestline: str) -> bool:
+        """Read the head, and what a proxy says in it."""
+        is_read = super().read_request(raw_requestline)
+        self._forwarded = forwarded = self.server.forwarding.read(
+            self.headers.items(), is_trusted=self._is_trusted
+        )
+        if self.server.is_casefolding:
+            self.command = self.command.upper()
+        mounted = forwarded.script_name
+        self._path_info = mount(self.path, mounted) if mounted else None
+        return is_read
+
+    def get_environ(self) -> dict[str, Any]:
+        """As gunicorn's other workers make it."""
+        environ: dict[str, Any] = super().get_environ()
+        scheme, script_name, headers = self._forwarded
+        if scheme is not None:
+            environ["wsgi.url_scheme"] = scheme
+        if self._path_info is not None:
+            environ["SCRIPT_NAME"], environ["PATH_INFO"] = script_name, self._path_info
+        for name, value in headers.items():
+            environ[name] = f"{environ[name]},{value}" if name in environ else value
+        if self._proxied_for is not None:
+            _, environ["REMOTE_ADDR"], client_port, _, proxy_port = found = self._proxied_for
+            environ["REMOTE_PORT"], environ["PROXY_PORT"] = str(client_port), str(proxy_port)
+            environ["PROXY_PROTOCOL"], environ["PROXY_ADDR"] = found.protocol, found.proxy
+        return environ
 
     def log_request(self) -> None:
         """Log every request that could be parsed."""
@@ -104,15 +245,21 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Say at the start what several workers cannot do."""
+        """Say at the start what several workers cannot do, and which settings nobody heeds."""
+        for line in _find_ignored(cfg):
+            log.warning(line)
         if cfg.workers > 1:
             log.warning(_NO_BACKPLANE, cfg.workers)
 
     def server_class(self, listener: Any, **options: Any) -> WSGIServer:
         """Make the server for one listening socket."""
-        server = WSGIServer(listener, **options)
-        server.handshake_timeout = servers.handshake_timeout()
-        server.head_limits = servers.head_limits()
+        address = listener.getsockname()
+        if isinstance(address, tuple):
+            options["environ"]["SERVER_NAME"] = address[0]  # or gevent asks the DNS
+        if "ssl_context" in options:
+            # It offers HTTP/2 where http_protocols has that.
+            options["ssl_context"].set_alpn_protocols(["http/1.1"])
+        server = Server(listener, self.cfg, **options)
         server.on_request = self._count_request
         self._servers.append(server)
         return server

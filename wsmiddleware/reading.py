@@ -57,6 +57,7 @@ class Source(io.RawIOBase):
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
+        self._unread = b""
 
     def readable(self) -> bool:
         """As files have it."""
@@ -64,7 +65,15 @@ class Source(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         """Read what comes next; ``None``, which is nothing for now, once `release` was called."""
+        if self._unread:
+            data, self._unread = self._unread[: len(buffer)], self._unread[len(buffer) :]
+            buffer[: len(data)] = data
+            return len(data)
         return None if self._sock is None else int(self._sock.recv_into(buffer))
+
+    def unread(self, data: bytes) -> None:
+        """Have `data` come next, for a reader that has nothing buffered."""
+        self._unread = data
 
     def release(self) -> None:
         """Read no more."""
@@ -114,9 +123,10 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
     def read_requestline(self) -> str:
         """Wait for the request line; ``""`` at the end of the connection. Not judged yet."""
         self.environ = None  # a log would show the last request's
-        if self.rfile.peek(1)[:1] == _TLS:
-            self.log_error("(from %s) %s", self.client_address, _TLS_REASON)
-            self.socket.sendall(_answer(HTTPStatus.BAD_REQUEST, _TLS_REASON))
+        try:
+            self.read_preamble()
+        except HeadError as error:
+            self._refuse(*self._handle_client_error(error))
             return ""
         size = self.head_limits.line_size
         line = read_until(self.rfile, _LINE_END, size)
@@ -125,6 +135,16 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         self._line = line
         # pywsgi has a limit of its own, and asks no more than whether there is one.
         return line[: pywsgi.MAX_REQUEST_LINE - 1].decode("latin-1")
+
+    def read_preamble(self) -> None:
+        """Take what stands before a request line. Raises `HeadError` for what is no HTTP at all."""
+        if self.rfile.peek(1)[:1] == _TLS:
+            raise HeadError(HTTPStatus.BAD_REQUEST, _TLS_REASON)
+
+    def unread(self, data: bytes) -> None:
+        """Have `data` come next, which was all that had come; for `read_preamble`."""
+        assert self._source is not None
+        self._source.unread(data)
 
     def read_request(self, raw_requestline: str) -> bool:
         """Read the rest of the head. Raises `HeadError`, and `BodyError` for what is behind it."""
