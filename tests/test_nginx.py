@@ -121,3 +121,31 @@ def test_proxy_that_changes_the_host_needs_proxyfix(
         else:
             assert refused(nginx, nginx.url("")) == status
             wait_until(lambda: "wrap the application in ProxyFix" in process.output)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["proxy_set_header Upgrade $http_upgrade;"],
+        ["proxy_set_header Connection $connection_upgrade;"],
+        [
+            "proxy_http_version 1.1;",
+            "proxy_set_header Upgrade $http_upgrade;",
+            "proxy_set_header Connection $connection_upgrade;",
+        ],
+    ],
+)
+def test_proxy_that_does_not_pass_the_upgrade_is_told_which_lines_it_lacks(
+    application: Path, lines: list[str]
+) -> None:
+    forgets = [(line, "") for line in lines]
+    with behind_nginx(application, "proxied_app:app", *forgets) as (process, nginx):
+        with pytest.raises(InvalidStatus) as refusal, nginx.connect("/ws/where"):
+            pass
+        response = refusal.value.response
+        wait_until(lambda: "refused '/ws/where'" in process.output)
+        assert response.status_code == 426
+        told = response.body.decode()
+        for line in lines:
+            missing = line.replace("$connection_upgrade", '"upgrade"')
+            assert missing in told and missing in process.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -130,6 +131,31 @@ def test_empty_body_is_no_body(length: str | None) -> None:
 def test_blanks_around_key_and_version_are_none_of_theirs() -> None:
     request = environ(HTTP_SEC_WEBSOCKET_KEY=f" {KEY}\t", HTTP_SEC_WEBSOCKET_VERSION=" 13\t")
     assert status_of(request) == 101
+
+
+LINES = {
+    "HTTP_UPGRADE": "proxy_set_header Upgrade $http_upgrade;",
+    "HTTP_CONNECTION": 'proxy_set_header Connection "upgrade";',
+    "SERVER_PROTOCOL": "proxy_http_version 1.1;",
+}
+
+
+@pytest.mark.parametrize("lost", [lost for size in (1, 2, 3) for lost in combinations(LINES, size)])
+def test_handshake_that_a_proxy_cut_names_the_missing_lines(lost: tuple[str, ...]) -> None:
+    passed = {"HTTP_UPGRADE": None, "HTTP_CONNECTION": "close", "SERVER_PROTOCOL": "HTTP/1.0"}
+    refusal = check_request(environ(**{name: passed[name] for name in lost}))
+    assert refusal is not None and refusal.is_advice
+    assert {name for name in LINES if LINES[name] in refusal.reason} == set(lost)
+    is_426 = lost != ("SERVER_PROTOCOL",)
+    assert refusal.response.status_code == (426 if is_426 else 400)
+    if is_426:  # who asks is told as well
+        assert refusal.reason in refusal.response.get_data(as_text=True)
+
+
+def test_plain_request_to_a_channel_is_no_news() -> None:
+    plain = environ(HTTP_UPGRADE=None, HTTP_CONNECTION=None, HTTP_SEC_WEBSOCKET_KEY=None)
+    refusal = check_request(plain)
+    assert refusal is not None and not refusal.is_advice
 
 
 @pytest.mark.parametrize("version", [None, "", "8", "12", "14", "013", "13.0", "13,13", "13, 8"])

@@ -99,10 +99,12 @@ def check_request(environ: Mapping[str, Any]) -> Refusal | None:
         handshake.has_token(environ.get("HTTP_UPGRADE", ""), "websocket")
         and handshake.has_token(environ.get("HTTP_CONNECTION", ""), "upgrade")
     ):
-        return refuse(426, "This is a WebSocket: connect with ws://.", {"Upgrade": "websocket"})
+        advice = _advise_proxy(environ)
+        text = advice or "This is a WebSocket: connect with ws://."
+        return refuse(426, text, {"Upgrade": "websocket"}, reason=advice)
     problem = _find_problem(environ)
     if problem is not None:
-        return refuse(400, problem)
+        return refuse(400, problem, reason=_advise_proxy(environ))
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION", "").strip(" \t") != "13":
         headers = {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"}
         return refuse(426, "WebSocket version 13 is spoken here.", headers)
@@ -116,9 +118,31 @@ _TOO_LONG = (
 )
 
 
+def _advise_proxy(environ: Mapping[str, Any]) -> str:
+    """What a proxy lacks that took of a handshake what is hop by hop; ``""`` where none did."""
+    if "HTTP_SEC_WEBSOCKET_KEY" not in environ:
+        return ""
+    lines = []
+    if _is_old(environ):
+        lines.append("proxy_http_version 1.1;")
+    if not environ.get("HTTP_UPGRADE"):
+        lines.append("proxy_set_header Upgrade $http_upgrade;")
+    if not handshake.has_token(environ.get("HTTP_CONNECTION", ""), "upgrade"):
+        lines.append('proxy_set_header Connection "upgrade";')
+    if not lines:
+        return ""
+    return (
+        f"A proxy took from this WebSocket handshake what makes it one. Add {' '.join(lines)} "
+        "to its configuration (the words are nginx's)."
+    )
+
+
+def _is_old(environ: Mapping[str, Any]) -> bool:
+    return environ.get("SERVER_PROTOCOL", "") in ("", "HTTP/0.9", "HTTP/1.0")
+
+
 def _find_problem(environ: Mapping[str, Any]) -> str | None:
-    protocol = environ.get("SERVER_PROTOCOL", "")
-    if protocol in ("", "HTTP/0.9", "HTTP/1.0"):
+    if _is_old(environ):
         return "A WebSocket handshake needs HTTP/1.1."
     if environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ:
         return "A WebSocket handshake has no body."
