@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from pathlib import Path
@@ -158,7 +159,7 @@ def test_requests_of_two_connections_share_a_greenlet_and_nothing_else() -> None
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         places = local, gevent.getcurrent()
         left = [VARIABLE.get(), *(getattr(place, "value", "unset") for place in places)]
-        seen.append((gevent.getcurrent(), left))
+        seen.append((weakref.ref(gevent.getcurrent()), left))
         VARIABLE.set("of another connection")
         local.value = gevent.getcurrent().value = "of another connection"
         return refusing(environ, start_response)
@@ -168,7 +169,7 @@ def test_requests_of_two_connections_share_a_greenlet_and_nothing_else() -> None
             with server.socket() as client:
                 client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 assert b" 403 " in read_all(client)
-    assert seen[0][0] is seen[1][0]
+    assert seen[0][0]() is seen[1][0]() is not None
     assert seen[0][1] == seen[1][1] == ["unset"] * 3
 
 

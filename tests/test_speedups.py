@@ -96,8 +96,8 @@ class Connection:
     def _receive(self, rest: bytes) -> None:
         self.calls.append(("receive", rest))
 
-    def _run(self, worker: object) -> None:
-        self.calls.append(("run", worker))
+    def _run(self, worker: object, is_turn_over: bool = False) -> None:
+        self.calls.append(("end turn" if is_turn_over else "run", worker))
 
     def _pause_if_needed(self) -> None:
         self.calls.append(("pause",))
@@ -124,14 +124,20 @@ class Connection:
 class Worker:
     """A worker; a callback may leave greenlet-locals."""
 
-    __slots__ = ("__dict__", "deadline", "links")
+    __slots__ = ("deadline", "greenlet", "is_fresh", "links")
 
     def __init__(self) -> None:
         self.links: list[object] = []
         self.deadline = 0.0
+        self.is_fresh = True
+        self.greenlet = Locals()
 
     def forget_locals(self) -> None:
-        vars(self).clear()
+        vars(self.greenlet).clear()
+
+
+class Locals:
+    """What holds a worker's greenlet-locals."""
 
 
 class Plain:
@@ -441,7 +447,7 @@ def test_stream_allocates_no_more_than_has_come(link: Link) -> None:
 
 
 def test_stream_tells_of_the_end(link: Link) -> None:
-    link.connection.ready.now = 1.5
+    link.connection.ready.tick(1.5)
     link.stream.receive()
     assert link.connection.take_calls() == []
     assert link.stream.last_received == 0
@@ -461,16 +467,17 @@ def test_stream_tells_what_the_socket_says() -> None:
 def test_stream_asks_for_one_worker_for_what_comes(link: Link) -> None:
     connection, stream = link.connection, link.stream
     for count in (1, 2):
-        connection.ready.now = count
+        connection.ready.tick(count)
         link.far.send(masked(TEXT, b"x"))
         stream.receive()
-        assert connection.calls == [("submit", connection.ready)]
+        # The clock asks again: should there have been no memory, nobody else would.
+        assert connection.calls == [("submit", connection.ready)] * count
         assert connection.inbox == ["x"] * count
     assert (stream.last_received, stream.last_message) == (2, 2)
     connection._worker = object()
     link.far.send(masked(TEXT, b"y"))
     stream.receive()
-    assert connection.calls[1:] == [("pause",)]
+    assert connection.calls[2:] == [("pause",)]
 
 
 def test_stream_drops_what_comes_when_it_is_not_open_any_more(link: Link) -> None:
@@ -715,7 +722,7 @@ def test_stream_leaves_to_python_what_is_left_when_its_turn_is_over(
             time.sleep(0.006)
             return message
 
-    assert [call[0] for call in link.serve(Slow(), "a", "b", "c")] == ["flush_soon", "run"]
+    assert [call[0] for call in link.serve(Slow(), "a", "b", "c")] == ["flush_soon", "end turn"]
     assert link.connection.due == ["c", "b"]
     assert link.far.recv(100) == b"\x81\x01a"
     assert [call[0] for call in link.serve(Slow(), "d")] == ["run"]
@@ -776,9 +783,9 @@ def test_stream_leaves_a_callback_its_time_and_its_greenlet_locals_only(link: Li
 
     class Leaving(Listener):
         def on_text(self, client: str, message: str) -> None:
-            found.append(vars(worker).get("local"))
+            found.append(vars(worker.greenlet).get("local"))
             deadlines.append(worker.deadline)
-            worker.local = message  # type: ignore[attr-defined]
+            vars(worker.greenlet)["local"] = message
 
     link.stream.serve_for(0, Leaving(), 0, Context(), "on_text", "on_text", 30.0)
     link.come("a", "b")
@@ -907,7 +914,8 @@ def test_stream_that_nobody_stops_is_garbage() -> None:
 def test_deliver_leaves_those_it_cannot_serve(link: Link) -> None:
     assert speedups.deliver
     pure, busy, free = Connection(-1), Connection(-1), link.connection
-    pure.stream, busy.size, free.ready.now = None, 1, 2.5
+    pure.stream, busy.size = None, 1
+    free.ready.tick(2.5)
     assert speedups.deliver([pure, busy, free], PREPARED) == [pure, busy]
     assert link.far.recv(1000) == PREPARED.wire(0)
     assert (link.stream.last_received, link.stream.last_message) == (0, 2.5)

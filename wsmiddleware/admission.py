@@ -7,7 +7,6 @@ listener's `on_handshake`, which may block.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Context
@@ -27,6 +26,7 @@ from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.invoke import Scope, run_callback
 from wsmiddleware.listeners.session import RequestRecord
+from wsmiddleware.log import log as _log
 from wsmiddleware.policy import Acceptance, Refusal, refuse
 from wsmiddleware.registry import Registry
 from wsmiddleware.settings import Settings
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 __all__ = ["Admission", "Admitted", "RequestContext"]
-
-_log = logging.getLogger("websocket")
 
 RequestContext = Callable[[dict[str, Any]], AbstractContextManager[object]]
 

@@ -7,12 +7,11 @@ connection for each callback that ever asked for one, until the garbage collecto
 
 from __future__ import annotations
 
-import logging
 import sys
 
-__all__ = ["close_connections"]
+from wsmiddleware.log import log as _log
 
-_log = logging.getLogger("websocket")
+__all__ = ["close_connections"]
 
 
 def close_connections() -> None:

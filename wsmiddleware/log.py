@@ -6,10 +6,13 @@ An application sets the logger up like any other. Without touching code, ``WSMID
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import traceback
 from collections.abc import Mapping
+from typing import Any
 
 from wsmiddleware.exceptions import ConfigError
 
@@ -17,6 +20,7 @@ __all__ = [
     "LOGGER_NAME",
     "TRACE",
     "VARIABLE",
+    "log",
     "logger",
     "parameter_name",
     "redact",
@@ -31,6 +35,26 @@ TRACE = 5
 VARIABLE = "WSMIDDLEWARE_LOG"
 
 logger = logging.getLogger(LOGGER_NAME)
+
+
+class _Log(logging.LoggerAdapter):  # type: ignore[type-arg]  # subscripted from 3.11 on
+    """The logger for our own lines, from which nothing is raised.
+
+    A handler or filter of the application's that fails costs its line: what we were about to do,
+    for whomever, is done. As with an error that a handler meets itself, standard error tells.
+    """
+
+    def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
+        """As `logging.Logger.log`."""
+        try:
+            super().log(level, msg, *args, stacklevel=2, **options)
+        except Exception:
+            if logging.raiseExceptions:
+                with contextlib.suppress(Exception):
+                    traceback.print_exc()
+
+
+log = _Log(logger, {})
 
 # At import, against the habit: an application's own dictConfig may say "level": "TRACE" before
 # the first middleware is made, and an unknown level name is an error there.

@@ -26,6 +26,7 @@ from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.clients import WsClient
 from wsmiddleware.listeners.invoke import Member
 from wsmiddleware.listeners.session import Session
+from wsmiddleware.log import log as _log
 from wsmiddleware.log import set_up_logging
 from wsmiddleware.metrics import Metrics
 from wsmiddleware.net.connection import NOBODY, Connection
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["WebSocketMiddleware"]
-
-_log = logging.getLogger("websocket")
 
 L = TypeVar("L", bound=type[WebSocketListener])
 

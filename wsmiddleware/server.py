@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import functools
 import gc
-import logging
 import os
 import signal
 import ssl
@@ -30,6 +29,7 @@ from greenlet import GreenletExit
 
 from wsmiddleware import console, info
 from wsmiddleware.handler import WebSocketHandler, stop_reading
+from wsmiddleware.log import log as _logger
 from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.net.turnstile import Turnstile
 from wsmiddleware.protocol.frames import CloseCode
@@ -45,8 +45,6 @@ __all__ = [
     "head_limits",
     "serve",
 ]
-
-_logger = logging.getLogger("websocket")
 
 # What holds without a middleware in the process.
 _GRACE_PERIOD = 5.0

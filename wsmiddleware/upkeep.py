@@ -5,7 +5,6 @@ All of it belongs to the thread of the reactor; `wsmiddleware.client` is the doo
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,12 +22,13 @@ from wsmiddleware.exceptions import (
     WebSocketError,
 )
 from wsmiddleware.listeners.notify import ErrorType, Notifier
+from wsmiddleware.log import log as _log
 from wsmiddleware.log import redact
 from wsmiddleware.metrics import Metrics
 from wsmiddleware.net.backoff import Backoff
 from wsmiddleware.net.connection import Connection
 from wsmiddleware.net.dial import Dialled, dial
-from wsmiddleware.net.pool import Worker
+from wsmiddleware.net.pool import NEVER, Worker
 from wsmiddleware.net.reactor import Reactor
 from wsmiddleware.net.receiver import TURN, Due
 from wsmiddleware.options import ClientOptions
@@ -38,8 +38,6 @@ from wsmiddleware.protocol.opening import Opening, Response
 from wsmiddleware.protocol.uri import Target
 
 __all__ = ["Loop", "OfflineQueue", "Upkeep", "loop_of_this_thread"]
-
-_log = logging.getLogger("websocket")
 
 
 class Loop(NamedTuple):
@@ -293,6 +291,7 @@ class _Events:
         self._opened_at = time.monotonic()
 
     def opened(self, worker: Worker) -> None:
+        worker.deadline = NEVER
         self._upkeep.notifier.call("on_open")
         worker.rest()
         self._upkeep.send_waiting(self._connection)
@@ -300,9 +299,10 @@ class _Events:
     def received(self, due: Due, worker: Worker) -> None:
         ends = time.perf_counter() + TURN
         while due:
+            worker.deadline = NEVER
             self._upkeep.notifier.receive(due.pop())
             worker.rest()
-            if time.perf_counter() > ends:
+            if due and (time.perf_counter() > ends or not worker.is_alone()):
                 return
 
     def is_busy(self) -> bool:
@@ -313,6 +313,7 @@ class _Events:
 
     def closed(self, worker: Worker) -> None:
         upkeep, connection = self._upkeep, self._connection
+        worker.deadline = NEVER
         kind, cause = ("general", None) if upkeep.is_stopping else self._diagnose()
         if cause is not None:
             data = self._engine.rejected if kind == "message" else None

@@ -435,7 +435,7 @@ def test_edges_alternate_under_hundreds_of_short_visits(room: MakeRoom, blocks: 
 
 
 def test_connection_whose_wait_for_an_edge_is_broken_off_is_served_all_the_same(
-    room: MakeRoom,
+    room: MakeRoom, caplog: pytest.LogCaptureFixture
 ) -> None:
     enter, leave, closes = Event(), Event(), []
 
@@ -463,8 +463,8 @@ def test_connection_whose_wait_for_an_edge_is_broken_off_is_served_all_the_same(
         connection = member.connection
         wait_until(lambda: connection._worker is not None)
         # As a time-out does that an earlier callback in the same worker has left behind.
-        connection.reactor.loop.run_callback(connection._worker.throw, gevent.Timeout(1))
-        wait_until(lambda: connection._worker is None)
+        connection.reactor.loop.run_callback(connection._worker.greenlet.throw, gevent.Timeout(1))
+        wait_until(lambda: "came for a callback that has ended" in caplog.text)
         leave.set()
         ws.send("hello")
         assert ws.recv(5) == "hello"

@@ -60,8 +60,15 @@ static void Ready_dealloc(Ready *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+PyDoc_STRVAR(tick_doc, "tick(now): the reactor's time, in seconds; what waits is asked for again.");
+
+static PyMethodDef ready_methods[] = {
+    {"tick", (PyCFunction)Ready_tick, METH_O, tick_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyMemberDef ready_members[] = {
-    {"now", T_DOUBLE, offsetof(Ready, now), 0, "The reactor's time, which sets it, in seconds."},
+    {"now", T_DOUBLE, offsetof(Ready, now), READONLY, "The reactor's time, in seconds."},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -77,6 +84,7 @@ PyTypeObject ready_type = {
     .tp_traverse = (traverseproc)Ready_traverse,
     .tp_clear = (inquiry)Ready_clear,
     .tp_call = (ternaryfunc)Ready_call,
+    .tp_methods = ready_methods,
     .tp_members = ready_members,
 };
 

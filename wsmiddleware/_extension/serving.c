@@ -77,11 +77,26 @@ static int serve_one(Stream *self, PyObject *message, PyObject *worker)
     return result;
 }
 
+/* 0 where a slot has `None` or `False`, else 1; -1 with an exception. */
+static int is_true(Slot *slot, PyObject *object)
+{
+    PyObject *value = get_slot(slot, object);
+    return value ? value != Py_None && value != Py_False : -1;
+}
+
+/* As `Worker.is_alone`, with the references that there were before the callback. */
+static int is_alone(PyObject *worker, PyObject *greenlet, Py_ssize_t references)
+{
+    return Py_REFCNT(greenlet) <= references && peek_slot(&slots.is_fresh, worker) == Py_True;
+}
+
 /* Take messages off the end of what is due, until none is left or their turn is over. */
 static int serve(Stream *self, PyObject *worker)
 {
     PyObject *due = self->due, *links = Py_XNewRef(get_slot(&slots.links, worker));
-    PyObject *locals = links ? PyObject_GenericGetDict(worker, NULL) : NULL;
+    PyObject *greenlet = links ? Py_XNewRef(get_slot(&slots.greenlet, worker)) : NULL;
+    PyObject *locals = greenlet ? PyObject_GenericGetDict(greenlet, NULL) : NULL;
+    Py_ssize_t references = greenlet ? Py_REFCNT(greenlet) : 0;
     int result = -1;
     if (!locals || set_deadline(self, worker, self->timeout) < 0 || PyContext_Enter(self->context) < 0)
         goto end;
@@ -101,7 +116,7 @@ static int serve(Stream *self, PyObject *worker)
         if (result == 0 && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
             result = call(worker, names.forget, NULL) < 0 ? -1 : set_deadline(self, worker, self->timeout);
         rest = PyList_GET_SIZE(due); /* only now: a finalizer may have closed the connection */
-        if (rest && now() > ends)
+        if (rest && (now() > ends || !is_alone(worker, greenlet, references)))
             break;
     }
     PyObject *exception = PyErr_GetRaisedException();
@@ -112,6 +127,7 @@ static int serve(Stream *self, PyObject *worker)
         PyErr_SetRaisedException(exception);
 end:
     Py_XDECREF(locals);
+    Py_XDECREF(greenlet);
     Py_XDECREF(links);
     return result;
 }
@@ -123,13 +139,6 @@ PyObject *Stream_serve(Stream *self, PyObject *worker)
         return NULL;
     }
     return serve(self, worker) < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-/* 0 where a slot has `None` or `False`, else 1; -1 with an exception. */
-static int is_true(Slot *slot, PyObject *object)
-{
-    PyObject *value = get_slot(slot, object);
-    return value ? value != Py_None && value != Py_False : -1;
 }
 
 /* 1 when what is to be done is for `Connection._run`: it is paused, or at its end. */
@@ -150,7 +159,8 @@ static int make_due(Stream *self)
     return PyList_SetSlice(self->inbox, 0, count, NULL);
 }
 
-/* `Connection._run` for an ordinary day: 0 when there is nothing left to do, 1 when there is. */
+/* `Connection._run` for an ordinary day: 0 when there is nothing left to do, 1 when there is; 2 when
+ * the turn of what is left is over. */
 static int run(Stream *self, PyObject *worker)
 {
     int result = !self->member || PyList_GET_SIZE(self->due) ? 1 : is_special(self);
@@ -170,8 +180,24 @@ static int run(Stream *self, PyObject *worker)
         result = -1;
     if (exception)
         PyErr_SetRaisedException(exception);
-    if (result == 0)
-        result = PyList_GET_SIZE(self->due) || PyList_GET_SIZE(self->inbox) ? 1 : is_special(self);
+    if (result == 0 && PyList_GET_SIZE(self->due))
+        result = 2;
+    else if (result == 0)
+        result = PyList_GET_SIZE(self->inbox) ? 1 : is_special(self);
+    return result;
+}
+
+/* Tell the connection of an exception of ours: there was no memory, and its place is lost. */
+static int tell(PyObject *connection, PyObject *method)
+{
+    PyObject *exception = PyErr_GetRaisedException();
+    int result = call(connection, method, exception ? exception : Py_None);
+    /* Ctrl-C belongs to the main greenlet, whatever it has found us at. */
+    if (result == 0 && exception && !PyErr_GivenExceptionMatches(exception, PyExc_Exception)) {
+        PyErr_SetRaisedException(exception);
+        return -1;
+    }
+    Py_XDECREF(exception);
     return result;
 }
 
@@ -182,8 +208,14 @@ static int run_stream(Stream *self, PyObject *worker)
         return 0;
     PyObject *connection = Py_NewRef(self->connection);
     int result = run(self, worker);
+    PyObject *left = result > 0 ? PyObject_CallMethodObjArgs(
+                                      connection, names.run, worker, result == 2 ? Py_True : NULL, NULL)
+                                : NULL;
     if (result > 0)
-        result = call(connection, names.run, worker);
+        result = left ? 0 : -1;
+    else if (result < 0)
+        result = tell(connection, names.broken);
+    Py_XDECREF(left);
     Py_DECREF(connection);
     return result;
 }
@@ -194,7 +226,10 @@ static int submit(Ready *self)
     if (self->is_submitted || !self->pool)
         return 0;
     self->is_submitted = 1;
-    return call(self->pool, names.submit, (PyObject *)self);
+    if (call(self->pool, names.submit, (PyObject *)self) == 0)
+        return 0;
+    self->is_submitted = 0;
+    return -1;
 }
 
 /* The one that has waited longest, or NULL. */
@@ -219,16 +254,34 @@ PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords)
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", words, &worker))
         return NULL;
     self->is_submitted = 0;
-    int result = 0;
+    PyObject *greenlet = Py_XNewRef(get_slot(&slots.greenlet, worker));
+    Py_ssize_t references = greenlet ? Py_REFCNT(greenlet) : 0;
+    int result = !greenlet || get_slot(&slots.is_fresh, worker) == NULL ? -1 : 0;
     Stream *stream;
     while (result == 0 && (stream = take_first(self))) {
+        /* Before it runs: should it block, another worker goes on with those behind it. */
         if (self->first)
             result = submit(self);
-        if (result == 0)
-            result = run_stream(stream, worker);
+        if (run_stream(stream, worker) < 0)
+            result = -1;
         Py_DECREF(stream);
+        if (!is_alone(worker, greenlet, references))
+            break;
     }
+    if (self->first && submit(self) < 0)
+        result = -1;
+    Py_XDECREF(greenlet);
     return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* The reactor's time goes on; what waits is asked for again, should there have been no memory. */
+PyObject *Ready_tick(Ready *self, PyObject *time)
+{
+    self->now = PyFloat_AsDouble(time);
+    if (PyErr_Occurred())
+        return NULL;
+    self->is_submitted = 0;
+    return self->first && submit(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* See to it that somebody runs what has come. */
@@ -267,21 +320,11 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
     return result == 0 && rest ? call(self->connection, names.receive, rest) : result;
 }
 
-/* Tell the connection that the stream has ended, or how it broke: by the other side or the system,
- * or by us (there was no memory), who have lost our place in it. */
+/* The stream has ended, or it broke: by the other side or the system, or by us. */
 static int lose(PyObject *connection)
 {
-    PyObject *exception = PyErr_GetRaisedException();
-    int is_theirs = !exception || PyErr_GivenExceptionMatches(exception, PyExc_OSError);
-    int result = call(connection, is_theirs ? names.lost : names.broken,
-                      exception ? exception : Py_None);
-    /* Ctrl-C belongs to the main greenlet, whatever it has found us at. */
-    if (result == 0 && exception && !PyErr_GivenExceptionMatches(exception, PyExc_Exception)) {
-        PyErr_SetRaisedException(exception);
-        return -1;
-    }
-    Py_XDECREF(exception);
-    return result;
+    int is_theirs = !PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OSError);
+    return tell(connection, is_theirs ? names.lost : names.broken);
 }
 
 PyObject *Stream_receive(Stream *self, PyObject *ignored)

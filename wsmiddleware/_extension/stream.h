@@ -126,6 +126,8 @@ typedef struct {
 #define FOR_EACH_SLOT(X) \
     X(deadline, "deadline") \
     X(ending, "_ending") \
+    X(greenlet, "greenlet") \
+    X(is_fresh, "is_fresh") \
     X(is_paused, "_is_paused") \
     X(links, "links") \
     X(size, "size") \
@@ -174,6 +176,7 @@ PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count);
 /* serving.c */
 PyObject *Stream_receive(Stream *self, PyObject *ignored);
 Stream *take_first(Ready *self);
+PyObject *Ready_tick(Ready *self, PyObject *time);
 PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords);
 PyObject *Stream_serve(Stream *self, PyObject *worker);
 

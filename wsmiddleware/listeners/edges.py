@@ -8,7 +8,6 @@ beside the other, whatever the interleaving of the connections.
 from __future__ import annotations
 
 import functools
-import logging
 from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from gevent.event import Event
 
 from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.invoke import describe
+from wsmiddleware.log import log as _log
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.channel import Channel
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from wsmiddleware.net.reactor import Reactor
 
 __all__ = ["Edge", "Edges"]
-
-_log = logging.getLogger("websocket")
 
 
 class Edge:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsum
 from wsmiddleware.listeners.clients import to_data
 from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.instance import Instance
+from wsmiddleware.log import log as _log
 from wsmiddleware.net.pool import CallbackStopped
 from wsmiddleware.net.receiver import TURN, Due
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from wsmiddleware.protocol.frames import Wire
 
 __all__ = ["Member", "Scope", "describe", "run_callback"]
-
-_log = logging.getLogger("websocket")
 
 #: Gives what a connection's callbacks run inside: an application's context, anew for each.
 Scope = Callable[[], AbstractContextManager[object]]
@@ -203,7 +201,7 @@ class Member(Instance):
                 wire = self._call_in_turn(worker, self._context, name, self.wsclient, message)
                 if wire is not None:
                     self.connection.reply(wire)
-            if time.perf_counter() > ends:
+            if due and (time.perf_counter() > ends or not worker.is_alone()):
                 return
 
     def _receive(self, due: Due, worker: Worker) -> None:
@@ -230,7 +228,7 @@ class Member(Instance):
             worker.rest()
             if wire is not None:
                 connection.reply(wire)
-            if time.perf_counter() > ends:
+            if due and (time.perf_counter() > ends or not worker.is_alone()):
                 return
 
     def unlist(self) -> None:

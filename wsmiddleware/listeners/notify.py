@@ -7,7 +7,6 @@ plain arguments, and no reply by return value.
 from __future__ import annotations
 
 import inspect
-import logging
 from contextvars import copy_context
 from typing import Any, Literal
 
@@ -15,12 +14,12 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from wsmiddleware.listeners.callbacks import CLIENT, check, check_made_without_arguments
+from wsmiddleware.log import log as _log
 from wsmiddleware.protocol.engine import Ping
 from wsmiddleware.settings import shorten
 
 __all__ = ["ErrorType", "Notifier"]
 
-_log = logging.getLogger("websocket")
 
 ErrorType = Literal["callback", "connect", "frame", "general", "message", "unexpected"]
 

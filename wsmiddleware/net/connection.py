@@ -11,12 +11,13 @@ else belongs to the thread of the reactor.
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
+from wsmiddleware.log import log as _log
 from wsmiddleware.net.link import RECV_SIZE, Link
 from wsmiddleware.net.receiver import NOBODY, TURN, Due, Receiver
 from wsmiddleware.net.sender import State
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from wsmiddleware.net.pool import Worker
 
 __all__ = ["LARGE_RECV_SIZE", "NOBODY", "Connection", "Receiver", "State"]
-
-_log = logging.getLogger("websocket")
 
 _READ = 1  # libev's EV_READ
 #: Who sends frames of so many bytes gets more read at once: a message of the largest size that is
@@ -168,8 +167,8 @@ class Connection(Link):
             self.broken(exc)
 
     def broken(self, exc: BaseException) -> None:
-        """Reading failed by a fault of ours: nobody knows where in the stream we are."""
-        _log.error("%s: internal error while reading, please report it", self.name, exc_info=exc)
+        """A fault of ours, or no memory: nobody knows where in the stream we are."""
+        _log.error("%s: internal error, please report it", self.name, exc_info=exc)
         self.abort()
 
     def _take(self, data: bytes) -> None:
@@ -300,6 +299,7 @@ class Connection(Link):
             keepalive.hold(now)
         elif self._worker is not None or self._receiver.is_busy() or self._is_data_waiting():
             keepalive.last_message = now  # nobody is idle: we are at work, or the peer reads
+        self._run_soon()  # should there have been no memory to ask for it
         return super().tick(now)
 
     def worked(self) -> None:
@@ -308,43 +308,71 @@ class Connection(Link):
 
     # -- callbacks, in a worker ---------------------------------------------------------------
 
-    def _run(self, worker: Worker) -> None:
+    def _run(self, worker: Worker, is_turn_over: bool = False) -> None:
         """Run what is due, in order; callbacks may block here."""
         if self._worker is not None:
             return  # another worker is at it and will see what this one was called for
         self._worker = worker
+        worker.deadline = math.inf  # but for what the receiver calls
         try:
-            if not self._is_opened:
-                self._is_opened = True
-                self._receiver.opened(worker)
-                self.outbox.flush()
-            inbox, due = self._inbox, self._due
-            while inbox or due:
-                if due:
-                    self.reactor.pause()  # their turn is over
-                else:
-                    # Not in a method of its own: 2 % of an echo.
-                    due += inbox[::-1]
-                    inbox.clear()
-                    self._metrics.messages_received += len(due)
-                    if self._is_paused:
-                        self._resume_soon()
-                self._receiver.received(due, worker)
-                if self.outbox.size and not due:
-                    self.outbox.flush()
-            if self._ending is not None and self.state is _OPEN:
-                self._answer_ending(self._ending)
-            if self.state is _CLOSED:
-                receiver, self._receiver = self._receiver, NOBODY
-                if self.stream is not None:
-                    self.stream.stop()
-                self._tell_lost_replies()
-                receiver.closed(worker)
+            if is_turn_over:
+                self.reactor.pause()
+            elif worker.is_alone():
+                self._run_callbacks(worker)
+        except Exception as exc:
+            self.broken(exc)
         finally:
             self._worker = None
             self.worked()
-        if self._is_paused:
-            self._resume_soon()
+            if self._is_paused:
+                self._resume_soon()
+            # By another worker: who has blocked may get a time-out that was left running.
+            self._run_soon()
+
+    def _run_soon(self) -> None:
+        if self._worker is None and self._is_anything_due():
+            self.reactor.pool.submit(self._run)
+
+    def _run_callbacks(self, worker: Worker) -> None:
+        """The same, as long as nobody can have kept the worker's greenlet."""
+        inbox, due = self._inbox, self._due
+        if not self._is_opened:
+            self._is_opened = True
+            self._receiver.opened(worker)
+            self.outbox.flush()
+            if not worker.is_alone():
+                return
+        while inbox or due:
+            if not due:
+                # Not in a method of its own: 2 % of an echo.
+                due += inbox[::-1]
+                inbox.clear()
+                self._metrics.messages_received += len(due)
+                if self._is_paused:
+                    self._resume_soon()
+            self._receiver.received(due, worker)
+            if due:
+                self.reactor.pause()  # their turn is over
+                return
+            if self.outbox.size:
+                self.outbox.flush()
+            if inbox and not worker.is_alone():
+                return
+        if self._ending is not None and self.state is _OPEN:
+            self._answer_ending(self._ending)
+        if self.state is _CLOSED and worker.is_alone():
+            receiver, self._receiver = self._receiver, NOBODY
+            self.reactor.forget(self)
+            if self.stream is not None:
+                self.stream.stop()
+            self._tell_lost_replies()
+            receiver.closed(worker)
+
+    def _is_anything_due(self) -> bool:
+        if self.state is _CLOSED:
+            return self._receiver is not NOBODY
+        is_ending = self._ending is not None and self.state is _OPEN
+        return bool(self._inbox or self._due or is_ending or not self._is_opened)
 
     def reply(self, wire: Wire) -> None:
         """Send what a callback returned, from its worker. May block for room; raises nothing."""

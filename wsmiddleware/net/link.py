@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from _socket import SHUT_WR
 from abc import abstractmethod
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gevent.event import Event
 
 from wsmiddleware.log import TRACE
+from wsmiddleware.log import log as _log
 from wsmiddleware.net.keepalive import Verdict
 from wsmiddleware.net.receiver import NOBODY, Receiver
 from wsmiddleware.net.sender import Sender, State
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from wsmiddleware.net.pool import Worker
 
 __all__ = ["RECV_SIZE", "Link"]
-
-_log = logging.getLogger("websocket")
 
 #: Bytes read at once. A message of 64 KiB with its header comes whole: a third less than with half.
 RECV_SIZE = 526336

@@ -6,12 +6,12 @@ more wait meanwhile.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from wsmiddleware.exceptions import SlowConsumerError, WebSocketError
+from wsmiddleware.log import log as _log
 from wsmiddleware.net.underway import Underway, nap
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from wsmiddleware.net.reactor import Reactor
 
 __all__ = ["Orders"]
-
-_log = logging.getLogger("websocket")
 
 
 class Orders:
@@ -54,10 +52,12 @@ class Orders:
 
     def _start(self) -> None:
         if not self._is_served:
-            self._is_served = True
             self._reactor.pool.submit(self._serve)
 
     def _serve(self, worker: Worker) -> None:
+        if self._is_served:
+            return
+        self._is_served = True
         try:
             while self._queue:
                 function, args, size = self._queue.pop(0)

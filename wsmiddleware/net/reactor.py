@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import math
 import os
 import re
@@ -19,18 +18,19 @@ import gevent
 from gevent import monkey
 from gevent.hub import Hub, Waiter
 
+from wsmiddleware.log import log as _log
 from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.speedups import Ready
 
 __all__ = ["Reactor", "Ticking", "step_for"]
-
-_log = logging.getLogger("websocket")
 
 # The thread's own id: the patched get_ident() tells greenlets apart, and we ask for threads.
 _get_thread_id: Callable[[], int] = monkey.get_original("threading", "get_ident")
 
 #: How many things with time-outs are looked at before the loop gets its turn: 2 ms of pings.
 _LOOKS = 200
+#: Seconds after which a look that was asked for is given up: there was no memory for the call.
+_LOOK_PATIENCE = 1.0
 #: The longest that something is watched without a look, in seconds.
 _LONGEST = 60.0
 # Of mallopt(3), in <malloc.h>.
@@ -71,7 +71,10 @@ class Ticking(Protocol):
     slot: int
 
     def tick(self, now: float) -> float:
-        """Act on what is due; when to look again. Runs in the hub: must not block or raise."""
+        """Act on what is due; when to look again. Runs in the hub: must not block.
+
+        Where it raises, that is logged, and it is called again at the next step.
+        """
         ...
 
 
@@ -98,18 +101,21 @@ class Reactor:
         #: The last step that was; and what is due since then and has not been looked at.
         self._slot = 0
         self._overdue: deque[Ticking] = deque()
-        #: The rest of that has its look in the next turn: one, however often the clock ticks.
+        #: The rest of that has its look in the next turn: one, though the clock ticks meanwhile.
         self._is_look_due = False
+        self._look_asked = 0.0
         self._last = 0.0
         self._timer: Any = None
-        self._next: list[Callable[[], object]] = []
+        self._next: deque[Callable[[], object]] = deque()
+        self._turn = self.loop.timer(0)
         self._orders: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         self._is_serving_orders = False
         #: Tells the loop that another thread has given an order. It knows us only weakly: a loop
         #: keeps what it watches for alive.
         self._wake = self.loop.async_(ref=False)
         self._wake.start(_wake_up, weakref.ref(self))
-        weakref.finalize(self, self._wake.close).atexit = False
+        for watcher in (self._wake, self._turn):
+            weakref.finalize(self, watcher.close).atexit = False
 
     def is_here(self) -> bool:
         """True in the thread of this reactor's hub."""
@@ -128,11 +134,15 @@ class Reactor:
         if self.is_here():
             self.loop.run_callback(self._take_order, function, args)
         else:
-            # Not run_callback_threadsafe(): it counts up, while the loop counts down without the
-            # GIL, what the loop holds for its reasons to live. After a few million such calls it
-            # holds too few and ends, with whoever waits for it (`LoopExit`).
-            self._orders.append((function, args))
-            self._wake.send()
+            self.order(function, *args)
+
+    def order(self, function: Callable[..., object], *args: object) -> None:
+        """As `defer`, whatever this thread is in the middle of: a finalizer's way, for one."""
+        # Not run_callback_threadsafe(): it counts up, while the loop counts down without the GIL,
+        # what the loop holds for its reasons to live. After a few million such calls it holds too
+        # few and ends, with whoever waits for it (`LoopExit`).
+        self._orders.append((function, args))
+        self._wake.send()
 
     def _take_order(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
         self._orders.append((function, args))
@@ -140,10 +150,12 @@ class Reactor:
 
     def _take_orders(self) -> None:
         if self._orders and not self._is_serving_orders:
-            self._is_serving_orders = True
             self.pool.run(self._serve_orders)
 
     def _serve_orders(self, worker: Worker) -> None:
+        if self._is_serving_orders:
+            return
+        self._is_serving_orders = True
         try:
             while self._orders:
                 function, args = self._orders.popleft()
@@ -161,15 +173,20 @@ class Reactor:
         between connections must let the loop poll in between.
         """
         self._next.append(function)
-        if len(self._next) == 1:
-            timer = self.loop.timer(0)
-            timer.start(self._take_turn, timer)
+        self._ask_for_turn()
 
-    def _take_turn(self, timer: Any) -> None:
-        timer.close()
-        functions, self._next = self._next, []
-        for function in functions:
-            self.loop.run_callback(function)
+    def _ask_for_turn(self) -> None:
+        if not self._turn.active:
+            self._turn.start(self._take_turn)
+
+    def _take_turn(self) -> None:
+        try:
+            for _ in range(len(self._next)):
+                self.loop.run_callback(self._next[0])
+                self._next.popleft()
+        finally:
+            if self._next:
+                self._ask_for_turn()  # there was no memory
 
     def pause(self) -> None:
         """Block the calling greenlet until the loop has looked at its sockets once."""
@@ -187,9 +204,10 @@ class Reactor:
         """
         slot = max(math.ceil(min(at, self.now + _LONGEST) / self._step), self._slot + 1)
         if not ticking.slot or slot < ticking.slot:
+            # First: should there be no memory, it is watched as it was.
+            self._slots.setdefault(slot, set()).add(ticking)
             self.forget(ticking)
             ticking.slot = slot
-            self._slots.setdefault(slot, set()).add(ticking)
             self.start_clock()
 
     def forget(self, ticking: Ticking) -> None:
@@ -205,37 +223,67 @@ class Reactor:
         """Let `now` go on, and deadlines hold, until nothing is left to watch or to run."""
         if self._timer is None:
             self._last = time.monotonic()
-            self._timer = self.loop.timer(self._step, self._step)
-            self._timer.start(self._tick)
+            timer = self.loop.timer(self._step, self._step)
+            timer.start(self._tick)
+            self._timer = timer
 
     def _tick(self) -> None:
-        clock = time.monotonic()
-        self.now += min(clock - self._last, 2 * self._step)
-        self._last = clock
-        if self.ready is not None:
-            self.ready.now = self.now
-        while self._slot < int(self.now / self._step):
-            self._slot += 1
-            self._overdue += self._slots.pop(self._slot, ())
-        if not self._is_look_due:
-            self._look()
-        self.pool.tick(self.now)
-        if not self._slots and not self._overdue and self.pool.is_idle:
+        """Once a step. Whatever fails here is tried again at the next one."""
+        try:
+            self._advance()
+            self.pool.tick(self.now)
+            self._ask_again()
+        except Exception:
+            _log.exception("internal error in the clock: please report it")
+        if not self._slots and not self._overdue and self.pool.is_idle and self._timer is not None:
             self._timer.stop()
             self._timer.close()
             self._timer = None
             self.pool.dismiss()
 
+    def _advance(self) -> None:
+        clock = time.monotonic()
+        self.now += min(clock - self._last, 2 * self._step)
+        self._last = clock
+        if self.ready is not None:
+            self.ready.tick(self.now)
+        while self._slot < int(self.now / self._step):
+            self._overdue.extend(self._slots.get(self._slot + 1, ()))
+            self._slot += 1
+            self._slots.pop(self._slot, None)
+        if not self._is_look_due or clock - self._look_asked > _LOOK_PATIENCE:
+            self._look()
+
+    def _ask_again(self) -> None:
+        """What waits has been asked for; in vain, where there was no memory for the call."""
+        if self._next:
+            self._ask_for_turn()
+        self._take_orders()
+
     def _look(self) -> None:
         """Look at what is due, not at ten thousand at once: that would hold up the loop."""
         self._is_look_due = False
         for _ in range(min(_LOOKS, len(self._overdue))):
-            ticking = self._overdue.popleft()
+            ticking = self._overdue[0]
             if ticking.slot:  # nobody has forgotten it meanwhile
-                at = ticking.tick(self.now)
-                if ticking.slot:
-                    ticking.slot = 0
-                    self.watch(ticking, at)
+                self._look_at(ticking)
+            self._overdue.popleft()
         if self._overdue:
-            self._is_look_due = True
             self.next_turn(self._look)
+            self._is_look_due = True
+            self._look_asked = time.monotonic()
+
+    def _look_at(self, ticking: Ticking) -> None:
+        try:
+            at = ticking.tick(self.now)
+        except Exception:
+            _log.exception("internal error in %r: please report it", ticking)
+            at = self.now
+        slot = ticking.slot
+        if slot:
+            ticking.slot = 0
+            try:
+                self.watch(ticking, at)
+            finally:
+                if not ticking.slot:
+                    ticking.slot = slot  # there was no memory: it is due as it was

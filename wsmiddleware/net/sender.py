@@ -6,7 +6,6 @@ where stands too who may call what.
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
 from enum import Enum
@@ -16,6 +15,7 @@ from gevent import getcurrent, monkey
 
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError
 from wsmiddleware.log import TRACE
+from wsmiddleware.log import log as _log
 from wsmiddleware.net.keepalive import Keepalive
 from wsmiddleware.net.outbox import Outbox
 from wsmiddleware.net.underway import OVERHEAD, Underway
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from wsmiddleware.settings import Settings
 
 __all__ = ["Sender", "State"]
-
-_log = logging.getLogger("websocket")
 
 
 class State(Enum):
@@ -203,7 +201,7 @@ class Sender(ABC):
             self.outbox.write(wire)
         else:
             self.hold(wire)
-            if self._worker is not getcurrent():
+            if self._worker.greenlet is not getcurrent():
                 # Its like comes from the callback that runs, not from whoever sends this.
                 self.outbox.flush()
 
