@@ -22,7 +22,7 @@ ORDER = """
     _speedups exceptions values log django speedups settings config metrics
     protocol net listeners
     registry policy upgrade info admission middleware options upkeep client
-    "" body reading console handler reloader server forwarding gunicorn connect cli __main__
+    "" body reading bounds console handler reloader server forwarding gunicorn connect cli __main__
 """.replace('""', "_").split()
 
 #: Who alone may import it.

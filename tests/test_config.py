@@ -47,6 +47,7 @@ def test_defaults_are_the_specified_ones(cwd: Path) -> None:
         "ping_timeout": 20,
         "grace_period": 5,
         "handshake_timeout": 10,
+        "keep_alive": 5,
         "max_head_size": 65_536,
         "max_message_size": 1_048_576,
         "max_connections": settings.max_connections,

@@ -39,28 +39,6 @@ def test_a_request_that_does_not_end_gets_408() -> None:
         server.stop()
 
 
-def test_the_clock_runs_neither_before_nor_behind_a_request() -> None:
-    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        clocks.append(handler._timer)
-        return refusing(environ, start_response)
-
-    clocks: list[object] = []
-    server = WSGIServer(("127.0.0.1", 0), app, log=None)
-    server.start()
-    try:
-        with Server(server.server_port).socket() as client:
-            wait_until(lambda: server.idle_handlers)
-            (handler,) = server.idle_handlers
-            clocks.append(handler._timer)
-            client.sendall(b"GET / HTTP/1.1\r\n")
-            wait_until(lambda: handler._timer)
-            client.sendall(b"Host: x\r\n\r\n")
-            assert read_head(client).startswith(b"HTTP/1.1 403")
-            assert clocks == [None, None]
-    finally:
-        server.stop()
-
-
 def test_a_tls_handshake_has_a_time_limit(tmp_path: Path) -> None:
     server = WSGIServer(("127.0.0.1", 0), refusing, log=None, ssl_context=Tls(tmp_path).server)
     server.handshake_timeout = 0.05

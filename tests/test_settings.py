@@ -19,6 +19,7 @@ SPEC_KEYWORDS = [
     "ping_timeout",
     "grace_period",
     "handshake_timeout",
+    "keep_alive",
     "max_head_size",
     "max_message_size",
     "max_connections",

@@ -20,12 +20,18 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import signal
 import struct
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
 import gevent
+
+# Here, before the application: what is imported first is torn down last. With --preload a logging
+# handler of the application would find the lock of a module that has gone: "Exception ignored".
+import gevent.thread
 from gevent.event import Event
 
 from wsmiddleware import info
@@ -49,6 +55,9 @@ __all__ = ["GeventWebSocketWorker", "Handler"]
 gunicorn.workers.SUPPORTED_WORKERS["geventwebsocket"] = (
     "wsmiddleware.gunicorn.GeventWebSocketWorker"
 )
+
+# What ends a worker.
+_ENDS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 # Seconds that SIGQUIT and SIGINT leave for the close frames.
 _QUICK = 1.0
@@ -124,7 +133,7 @@ class Server(WSGIServer):
         self.is_casefolding = bool(config.casefold_http_method)
         super().__init__(listener, **options)
         self.head_limits = _head_limits(config)
-        self.handshake_timeout = servers.handshake_timeout()
+        self.take_settings(float(config.keepalive))
 
 
 class Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]
@@ -145,8 +154,7 @@ class Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]
             self._is_first = False
             self._is_trusted = self.server.forwarding.trusts(self.client_address)
             if self.server.proxy_versions:
-                with gevent.Timeout(self.handshake_timeout, TimeoutError("no PROXY header")):
-                    self._read_proxy_header(self.server.proxy_versions)
+                self._read_proxy_header(self.server.proxy_versions)
         super().read_preamble()
 
     def _read_proxy_header(self, versions: tuple[bytes, ...]) -> None:
@@ -240,6 +248,7 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
         super().__init__(*args, **options)
         self._own_generation = self._generation.current(self.cfg)
         self._servers: list[WSGIServer] = []
+        self._has_begun = False
         self._drain: gevent.Greenlet | None = None
         self._drained = Event()
 
@@ -251,6 +260,26 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
         if cfg.workers > 1:
             log.warning(_NO_BACKPLANE, cfg.workers)
 
+    def init_process(self) -> None:
+        """Serve, in the worker. What ends it may come at any moment."""
+        # Since the fork the signals of this process went to its copy of the master, which does
+        # nothing: that one's queue tells of them.
+        master = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        for number in _ENDS:
+            signal.signal(number, self.handle_exit)
+        queue = getattr(master, "SIG_QUEUE", None)
+        while queue is not None and not queue.empty():
+            self.alive = self.alive and queue.get_nowait() not in _ENDS
+        super().init_process()
+
+    def init_signals(self) -> None:
+        """Take the signals over; gunicorn has them at their defaults for a moment."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+        try:
+            super().init_signals()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
+
     def server_class(self, listener: Any, **options: Any) -> WSGIServer:
         """Make the server for one listening socket."""
         address = listener.getsockname()
@@ -260,6 +289,7 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
             # It offers HTTP/2 where http_protocols has that.
             options["ssl_context"].set_alpn_protocols(["http/1.1"])
         server = Server(listener, self.cfg, **options)
+        server.is_draining = self._drain is not None
         server.on_request = self._count_request
         self._servers.append(server)
         return server
@@ -268,27 +298,34 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
         """Serve until told to end, and return when the clients have been told."""
         code = CloseCode.SERVICE_RESTART  # gunicorn's own reloader sends no signal
         servers.freeze_heap()
+        self._has_begun = True
         try:
-            super().run()
+            if self.alive:  # else the end has come before
+                super().run()
         except SystemExit:
             code = CloseCode.GOING_AWAY  # the master has gone
             raise
         finally:
             self._start_draining(code, self._grace_period())
             while not self._drained.wait(1.0):
-                self.notify()
+                # Not our own notify(), which ends the worker at once where the master has gone.
+                self.tmp.notify()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM: the end of the server, or a reload."""
-        is_old = self._own_generation < self._generation.read()
-        code = CloseCode.SERVICE_RESTART if is_old else CloseCode.GOING_AWAY
-        self._start_draining(code, self._grace_period())
+        if self._has_begun:
+            is_old = self._own_generation < self._generation.read()
+            code = CloseCode.SERVICE_RESTART if is_old else CloseCode.GOING_AWAY
+            self._start_draining(code, self._grace_period())
         super().handle_exit(sig, frame)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """SIGQUIT, SIGINT: a quick end."""
         # Not the base class's: it would end before the clients are told.
-        gevent.spawn(self._quit, sig, frame)
+        if self._has_begun:
+            gevent.spawn(self._quit, sig, frame)
+        else:
+            super().handle_exit(sig, frame)
 
     def _quit(self, sig: int, frame: Any) -> None:
         self._start_draining(CloseCode.GOING_AWAY, _QUICK)
@@ -312,11 +349,15 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
             self._drain = gevent.spawn(self._drain_all, code, timeout)
 
     def _drain_all(self, code: CloseCode, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         try:
             for server in self._servers:
                 server.start_draining()
             info.shutdown(code, timeout)
             for server in self._servers:
                 server.release_websockets()
+            for server in self._servers:
+                # gunicorn waits for requests as well, but not where the master has gone.
+                server.pool.join(max(0.1, deadline - time.monotonic()))
         finally:
             self._drained.set()

@@ -32,17 +32,12 @@ from geventwebsocket.handler import WebSocketHandler as StockWebSocketHandler
 from geventwebsocket.websocket import Stream, WebSocket
 
 from wsmiddleware.body import is_broken
+from wsmiddleware.bounds import BoundedHandler
 from wsmiddleware.net.transport import TlsTransport, Transport, wrap_socket
 from wsmiddleware.protocol.handshake import accept_key, has_token, is_valid_key, parse_tokens
-from wsmiddleware.reading import RequestReader
 from wsmiddleware.upgrade import ENVIRON_KEY, STOCK_ENVIRON_KEY, park, take_buffered
 
 __all__ = ["HandlerUpgrade", "LazyWebSocket", "WebSocketHandler", "stop_reading"]
-
-_TIMEOUT_RESPONSE = (
-    "408 Request Timeout",
-    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-)
 
 
 class HandlerUpgrade:
@@ -103,7 +98,9 @@ class LazyWebSocket(WebSocket):  # type: ignore[misc]
         if name not in WebSocket.__slots__ or self.handler is None or self.handler.websocket:
             raise AttributeError(name)
         self.handler.switch_to_stock(self)
-        super().__init__(self.environ, Stream(self.handler), self.handler)
+        stream = Stream(self.handler)
+        stream.write = self.handler.send_all
+        super().__init__(self.environ, stream, self.handler)
         return getattr(self, name)
 
     def __del__(self) -> None:
@@ -111,11 +108,8 @@ class LazyWebSocket(WebSocket):  # type: ignore[misc]
         self.handler = None
 
 
-class WebSocketHandler(RequestReader, StockWebSocketHandler):  # type: ignore[misc]
+class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[misc]
     """Serves the requests of one connection until one of them takes the connection over."""
-
-    #: Seconds from the first byte of a request to its end; then 408 and the connection is closed.
-    handshake_timeout: float = 10.0
 
     #: The request has been answered by a 101: what the application responds is dropped.
     has_switched = False
@@ -126,42 +120,6 @@ class WebSocketHandler(RequestReader, StockWebSocketHandler):  # type: ignore[mi
 
     socket: Any
     path: str
-    _timer: gevent.Timeout | None = None
-
-    def handle_one_request(self) -> Any:
-        """Serve one request within its time-out."""
-        try:
-            return super().handle_one_request()
-        except gevent.Timeout as exc:
-            if exc is not self._timer:
-                raise
-            self._orig_status = None  # the log would show the last request's
-            return _TIMEOUT_RESPONSE
-        finally:
-            self._stop_timer()
-
-    def read_requestline(self) -> str:
-        """Wait for a request as long as it takes; its first byte starts the clock."""
-        if self.requestline and getattr(self.server, "is_draining", False):
-            return ""
-        idle = getattr(self.server, "idle_handlers", None)
-        if idle is not None:
-            idle.add(self)
-        try:
-            head = self.rfile.peek(1)
-        finally:
-            if idle is not None:
-                idle.discard(self)
-        # Nearly all requests have come as a whole by now and need no timer.
-        if b"\r\n\r\n" not in head:
-            self._timer = gevent.Timeout.start_new(self.handshake_timeout)
-        return str(super().read_requestline())
-
-    def read_request(self, raw_requestline: str) -> bool:
-        """Read the headers; the request's clock stops here, its body is the application's."""
-        is_read = bool(super().read_request(raw_requestline))
-        self._stop_timer()
-        return is_read
 
     def run_application(self) -> None:
         """Call the application with both ways to upgrade in the environ."""
@@ -207,7 +165,7 @@ class WebSocketHandler(RequestReader, StockWebSocketHandler):  # type: ignore[mi
         """As PEP 3333; nothing after a 101, and a refused upgrade ends the connection."""
         if self.has_switched:
             return self.write
-        is_last = getattr(self.server, "is_draining", False)
+        is_last = not self._limits.idle.seconds or getattr(self.server, "is_draining", False)
         if _wants_upgrade(self.environ):
             # What follows may be frames and must not be parsed as the next request; nor is a body
             # waited for, of which a handshake has none.
@@ -297,11 +255,6 @@ class WebSocketHandler(RequestReader, StockWebSocketHandler):  # type: ignore[mi
         self.server.clients.pop(self.client_address, None)
         if not websocket.closed:
             websocket.close()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.close()
-            self._timer = None
 
 
 @functools.lru_cache(maxsize=1)

@@ -211,7 +211,7 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         """Send an answer that is none of the application's; the connection ends behind it."""
         self.status, self._orig_status = status, None  # the log would show the last request's
         with contextlib.suppress(OSError):
-            self.socket.sendall(response)
+            self._sendall(response)
         self.time_finish = time.time()
         self.log_request()
         self._linger()

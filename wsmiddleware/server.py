@@ -15,7 +15,6 @@ import functools
 import gc
 import os
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -23,17 +22,27 @@ from contextvars import Context
 from typing import Any
 
 import gevent
+import gevent.socket
 from gevent import pywsgi
 from gevent.event import AsyncResult, Event
 from greenlet import GreenletExit
 
 from wsmiddleware import console, info
+from wsmiddleware.bounds import Limits, limits_of, report
 from wsmiddleware.handler import WebSocketHandler, stop_reading
 from wsmiddleware.log import log as _logger
+from wsmiddleware.net.limit import Late
 from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.net.turnstile import Turnstile
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.protocol.head import HeadLimits
+
+try:
+    import resource
+
+    _HAS_LIMITS = True
+except ImportError:  # Windows
+    _HAS_LIMITS = False
 
 __all__ = [
     "Handlers",
@@ -41,7 +50,6 @@ __all__ = [
     "drain",
     "freeze_heap",
     "grace_period",
-    "handshake_timeout",
     "head_limits",
     "serve",
 ]
@@ -57,6 +65,10 @@ _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Seconds until it is tried again, and those without it after which it is news once more.
 _ACCEPT_PAUSE = 0.1
 _ACCEPT_NEWS = 60.0
+
+# Of the descriptors that the process may have, those that connections without a request leave to
+# the others, to files and to databases: a twentieth, but so many at least.
+_MIN_SPARE = 8
 
 # Exit status after a second Ctrl-C, as a shell gives it to what SIGINT has killed.
 _INTERRUPTED = 128 + signal.SIGINT
@@ -104,8 +116,8 @@ class Handlers:
             Context().run(function, *args)
         except GreenletExit:
             pass  # killed, as any greenlet may be
-        except BaseException:
-            self._hub.handle_error(function, *sys.exc_info())
+        except BaseException as exc:
+            report(function, type(exc), exc, exc.__traceback__)
         finally:
             self._running -= 1
             if not self._running:
@@ -132,8 +144,13 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
     #: No further request on any connection is welcome.
     is_draining = False
 
-    #: Seconds for the TLS handshake and for each request; the handler's own when None.
+    #: As the settings; the handler's own when None. Not to be changed once somebody has connected.
     handshake_timeout: float | None = None
+    keep_alive: float | None = None
+    send_timeout: float | None = None
+
+    #: Made of these at the first connection.
+    limits: Limits | None = None
 
     #: What a request's head may be; the handler's own when None.
     head_limits: HeadLimits | None = None
@@ -148,7 +165,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         self.clients: dict[Any, Any] = {}
         self.idle_handlers: set[WebSocketHandler] = set()
         self.turnstile = Turnstile(_REQUESTS_PER_TURN)
-        self._last_without_room = -_ACCEPT_NEWS
+        self._last_without_room = self._last_crowd = -_ACCEPT_NEWS
         super().__init__(*args, **options)
 
     def set_spawn(self, spawn: Any) -> None:
@@ -164,15 +181,63 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         if self.handlers is not None:
             self.handlers.close()
 
+    def take_settings(self, keep_alive: float | None = None) -> None:
+        """Take the settings of this process's middlewares, of several the least; once at start.
+
+        What has been set before stays. `keep_alive` is what gunicorn says in place of theirs.
+        """
+        settings = [each.settings for each in info.middlewares()]
+        if self.keep_alive is None:
+            self.keep_alive = keep_alive
+        for name in ("handshake_timeout", "keep_alive", "send_timeout"):
+            if getattr(self, name) is None:
+                setattr(self, name, min((getattr(row, name) for row in settings), default=None))
+        if self.head_limits is None:
+            self.head_limits = head_limits()
+
+    def start(self) -> None:
+        """Accept connections; not after `start_draining`, which a signal may bring before."""
+        super().start()
+        if self.is_draining:
+            self.close()
+
+    def start_accepting(self) -> None:
+        """Accept, unless it drains already: there is no socket any more. gevent's own calls it."""
+        if not self.is_draining:
+            super().start_accepting()
+
     def do_read(self) -> Any:
         """Accept one connection; None when there is none, or no room for it. Hub only."""
         try:
-            return super().do_read()
+            accepted = super().do_read()
         except OSError as exc:
             if exc.errno not in _NO_ROOM:
                 raise
             self._wait_for_room(exc)
             return None
+        # Descriptors are given out from below: the number tells that the others are taken.
+        if accepted is not None and accepted[0].fileno() >= _room():
+            return self._make_room(*accepted)
+        return accepted
+
+    def _make_room(self, sock: Any, address: Any) -> Any:
+        """End who has waited longest without a request; what was accepted takes its descriptor."""
+        limits = limits_of(self)
+        if not (limits.idle.drop_oldest() or limits.heads.drop_oldest()):
+            return sock, address
+        lower = gevent.socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno()))
+        sock.close()
+        self._tell_of_crowd()
+        return lower, address
+
+    def _tell_of_crowd(self) -> None:
+        now = time.monotonic()
+        if now - self._last_crowd >= _ACCEPT_NEWS:
+            _logger.warning(
+                "descriptors run out: connections that wait for a request are closed, the oldest "
+                "first, to keep some for who is connected. Raise ulimit -n if they are no attack"
+            )
+        self._last_crowd = now
 
     def _wait_for_room(self, exc: OSError) -> None:
         """Leave who comes in the backlog for a moment: the socket stays readable, the loop spun."""
@@ -190,19 +255,50 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve one plain connection; blocks until it is closed or detached."""
-        self._make_handler(sock, address).handle()
+        # From the accept on: the clock of the first request runs.
+        limits_of(self).heads.begin()
+        self._serve(self._make_handler(sock, address))
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
         """Serve one TLS connection; the socket is closed unless it was detached."""
+        limits_of(self).heads.begin()
         ssl_socket = self._wrap(client_socket, address)
         if ssl_socket is None:
             return
         handler = self._make_handler(ssl_socket, address)
         try:
-            handler.handle()
+            self._serve(handler)
         finally:
             if not handler.is_detached:
                 ssl_socket.close()
+
+    def _serve(self, handler: WebSocketHandler) -> None:
+        try:
+            handler.handle()
+        except BaseException as exc:
+            # Past what the handler catches: of a log's handler, say. It ends this connection only.
+            report(handler.client_address, type(exc), exc, exc.__traceback__)
+
+    def _wrap(self, client_socket: Any, address: Any) -> Any:
+        """The TLS socket after its handshake, or None when there was none in time."""
+        heads, ssl_socket, is_secure = limits_of(self).heads, None, False
+        try:
+            # In two steps: what ends the second one finds a socket to close.
+            options = {**self.ssl_args, "do_handshake_on_connect": False}
+            ssl_socket = self.wrap_socket(client_socket, **options)
+            ssl_socket.do_handshake()
+            is_secure = True
+        except Late:
+            _logger.debug("no TLS handshake with %s in %g s", address, heads.seconds)
+        except OSError as exc:
+            # A port scan or a plain http:// request is no event for the operator.
+            _logger.debug("TLS handshake with %s failed: %s", address, exc)
+        finally:
+            if not is_secure:
+                heads.end()
+                if ssl_socket is not None:
+                    ssl_socket.close()
+        return ssl_socket if is_secure else None
 
     def start_draining(self) -> None:
         """Accept nothing more; connections that wait for a request end, others after theirs."""
@@ -219,22 +315,9 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
 
     def _make_handler(self, sock: Any, address: Any) -> WebSocketHandler:
         handler: WebSocketHandler = self.handler_class(sock, address, self)
-        if self.handshake_timeout is not None:
-            handler.handshake_timeout = self.handshake_timeout
         if self.head_limits is not None:
             handler.head_limits = self.head_limits
         return handler
-
-    def _wrap(self, client_socket: Any, address: Any) -> Any:
-        """The TLS socket after its handshake, or None when there was none in time."""
-        seconds = self.handshake_timeout or self.handler_class.handshake_timeout
-        try:
-            with gevent.Timeout(seconds, TimeoutError(f"no TLS handshake in {seconds} s")):
-                return self.wrap_socket(client_socket, **self.ssl_args)
-        except (OSError, ssl.SSLError) as exc:
-            # A port scan or a plain http:// request is no event for the operator.
-            _logger.debug("TLS handshake with %s failed: %s", address, exc)
-            return None
 
 
 def drain(server: WSGIServer, code: CloseCode, timeout: float) -> None:
@@ -256,9 +339,14 @@ def grace_period() -> float:
     return max((each.settings.grace_period for each in info.middlewares()), default=_GRACE_PERIOD)
 
 
-def handshake_timeout() -> float | None:
-    """Seconds for one request: the shortest of this process's middlewares, None without any."""
-    return min((each.settings.handshake_timeout for each in info.middlewares()), default=None)
+def _room() -> int:
+    """The lowest descriptor that connections without a request leave to others."""
+    if not _HAS_LIMITS:
+        return sys.maxsize
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return limit - max(_MIN_SPARE, limit // 20)
 
 
 def head_limits() -> HeadLimits | None:
@@ -289,10 +377,7 @@ def serve(
     be listened on.
     """
     stopping = AsyncResult() if stopping is None else stopping
-    if server.handshake_timeout is None:
-        server.handshake_timeout = handshake_timeout()
-    if server.head_limits is None:
-        server.head_limits = head_limits()
+    server.take_settings()
     server.start()
     previous = {
         # Not gevent's own: they wait for the loop, which a callback that never yields holds up.

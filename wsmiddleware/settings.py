@@ -101,7 +101,16 @@ class Settings:
         unit="seconds",
     )
     handshake_timeout: float = _row(
-        10.0, _POSITIVE, "from the first byte of a request to its end", unit="seconds"
+        10.0,
+        _POSITIVE,
+        "from the accept, or the first byte of a later request, to the end of its head",
+        unit="seconds",
+    )
+    keep_alive: float = _row(
+        5.0,
+        _ZERO_TOO,
+        "how long a connection may wait for its next request, 0 is none; gunicorn has its own",
+        unit="seconds",
     )
     max_head_size: int = _row(
         2**16,
@@ -130,7 +139,12 @@ class Settings:
     send_queue_size: int = _row(
         2**20, _SIZE, "what may wait for one client: the high-water mark", unit="bytes"
     )
-    send_timeout: float = _row(5.0, _POSITIVE, "the longest send() waits for room", unit="seconds")
+    send_timeout: float = _row(
+        5.0,
+        _POSITIVE,
+        "the longest send() waits for room, and a response for a peer that takes nothing of it",
+        unit="seconds",
+    )
     slow_consumer: Literal["close", "drop"] = _row(
         "close",
         values.choice("close", "drop"),

@@ -164,10 +164,18 @@ def test_resets_inside_a_broadcast_cost_nobody_else_a_message(serve: Serve) -> N
 # -- no file descriptors --------------------------------------------------------------------------
 
 CRAMPED = """
-    import resource
+    import contextlib
 
     class Echo(WebSocketListener):
+        held = []
+
         def on_message(self, wsclient, message):
+            if message == "hold":  # all that are left
+                with contextlib.suppress(OSError):
+                    while True:
+                        self.held.append(open("/dev/null"))
+            if message == "let go":
+                self.held.clear()
             if message == "open":
                 try:
                     open("/dev/null")
@@ -188,13 +196,35 @@ def idle_sockets(server: Server, count: int) -> Iterator[list[socket.socket]]:
 
 
 @pytest.mark.parametrize("way", ["run", "worker"])
-def test_server_out_of_descriptors_goes_on_and_says_so_once(serve_app: ServeApp, way: str) -> None:
+def test_strangers_do_not_use_up_the_descriptors(serve_app: ServeApp, way: str) -> None:
     process = serve_app(CRAMPED, way=way, handshake_timeout=60)
     with peer_of(process.server) as peer:
         pid = worker_of(process, way)
         soft = 60
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, soft))
-        with idle_sockets(process.server, soft + 20):
+        with idle_sockets(process.server, 2 * soft):
+            wait_until(lambda: "descriptors run out" in process.output, lambda: process.output)
+            peer.send(frame(TEXT, "open"))
+            assert peer.read_text() == "open"
+            # Who comes with a request is served, in the crowd.
+            with peer_of(process.server) as other:
+                other.send(frame(TEXT, "welcome"))
+                assert other.read_text() == "welcome"
+    assert process.output.count("descriptors run out") == 1
+    assert "cannot accept" not in process.output
+    assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize("way", ["run", "worker"])
+def test_server_out_of_descriptors_goes_on_and_says_so_once(serve_app: ServeApp, way: str) -> None:
+    process = serve_app(CRAMPED, way=way)
+    with peer_of(process.server) as peer:
+        pid = worker_of(process, way)
+        soft = 60
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, soft))
+        peer.send(frame(TEXT, "hold"))
+        assert peer.read_text() == "hold"
+        with idle_sockets(process.server, 20):
             wait_until(lambda: "cannot accept" in process.output, lambda: process.output)
             peer.send(frame(TEXT, "open"))
             assert int(peer.read_text()) == errno.EMFILE
@@ -205,6 +235,8 @@ def test_server_out_of_descriptors_goes_on_and_says_so_once(serve_app: ServeApp,
                 assert peer.read_text() == "still here"
                 gevent.sleep(0.05)
             spent = cpu_seconds(pid) - spent
+        peer.send(frame(TEXT, "let go"))
+        assert peer.read_text() == "let go"
         # Room again: those who wait in the backlog are served.
         assert process.server.get("/").status == 200
         with peer_of(process.server) as other:
