@@ -99,9 +99,9 @@ class BoundedHandler(RequestReader):
         self._limits.heads.end()
         return is_read
 
-    def _refuse(self, status: str, response: bytes) -> None:
+    def _send_last(self, response: bytes) -> None:
         self._limits.heads.end()
-        super()._refuse(status, response)
+        super()._send_last(response)
 
     # -- sending to it ------------------------------------------------------------------------
 

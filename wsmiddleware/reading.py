@@ -126,7 +126,9 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         try:
             self.read_preamble()
         except HeadError as error:
-            self._refuse(*self._handle_client_error(error))
+            _, response = self._handle_client_error(error)
+            self._send_last(response)  # no HTTP, and so no line in the access log
+            self._linger()
             return ""
         size = self.head_limits.line_size
         line = read_until(self.rfile, _LINE_END, size)
@@ -210,11 +212,14 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
     def _refuse(self, status: str, response: bytes) -> None:
         """Send an answer that is none of the application's; the connection ends behind it."""
         self.status, self._orig_status = status, None  # the log would show the last request's
-        with contextlib.suppress(OSError):
-            self._sendall(response)
+        self._send_last(response)
         self.time_finish = time.time()
         self.log_request()
         self._linger()
+
+    def _send_last(self, response: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._sendall(response)
 
     def _linger(self) -> None:
         """Read on for a moment: a reset for what is left unread could take the answer with it."""
