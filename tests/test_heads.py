@@ -14,6 +14,7 @@ import pytest
 from wsmiddleware import WebSocketListener
 from wsmiddleware.handler import _is_stock_upgrade, _wants_upgrade
 from wsmiddleware.listeners.channel import Channel
+from wsmiddleware.listeners.contract import Contract
 from wsmiddleware.listeners.session import RequestRecord
 from wsmiddleware.metrics import Metrics
 from wsmiddleware.policy import agree, check_host, check_origin, check_request, decode_path
@@ -42,9 +43,10 @@ SETTINGS = [
     Settings(),
     Settings(allowed_origins=("same-origin", "file://", "https://*.example.com", "http://a.b.c")),
 ]
+LISTENER = type("Test", (WebSocketListener,), {"subprotocols": ("v2", "v1")})
 CHANNEL = Channel(
     "test",
-    type("Test", (WebSocketListener,), {"subprotocols": ("v2", "v1")}),
+    Contract(LISTENER, SETTINGS[0]),
     SETTINGS[0],
     Metrics(),
     lambda: iter(()),

@@ -46,7 +46,8 @@ HOSTS = [
     "example.com", "example.com:80", "a.example.com", "a.b.example.com:8000", "localhost:1",
     "127.0.0.1", "127.0.0.1:8000", "evil.example", "example.com.evil.example", "evilexample.com",
     "example.com.", "localhost.evil.example", "10.0.0.1", "[::1]", "[::1]:8000", "a_b.example.com",
-    "EXAMPLE.com",
+    "EXAMPLE.com", "example.com:99999", "localhost:0", "localhost:080", "\xe9.example.com",
+    "127.0.0.1.", "." * 100, "\xfc." * 100 + "example.com",
 ]  # fmt: skip
 
 
@@ -57,6 +58,15 @@ def test_flasks_trusted_hosts_decide_as_in_a_view(host: str, serve: Serve) -> No
     view = server.get("/", Host=host).status
     assert view in (200, 400)
     assert status(server, host) == {200: 101, 400: 400}[view]
+
+
+@pytest.mark.parametrize(
+    "host", ["example.com", "example", "com", ".com", "a.example.com", "[", ""]
+)
+def test_flasks_may_be_one_name_in_a_string(host: str, serve: Serve) -> None:
+    app = page_of(TRUSTED_HOSTS="example.com")
+    server = serve(wrapped(app, request_context=app.request_context))
+    assert status(server, host) == (101 if host == "example.com" else 400)
 
 
 @pytest.mark.parametrize("host", HOSTS)

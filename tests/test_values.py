@@ -166,7 +166,7 @@ def test_normalise_origin_gives_one_form(origin: str, normal: str) -> None:
     "origin",
     [
         "http://a/", "http://a?x", "http://u@a", "//a", "a", "", "http://", "http://a b",
-        "http://a:0", "http://a:65536", "http://a:x", "http://a:*", "http://a:", "http://[::g]",
+        "http://a:0", "http://a:65536", "http://a:x", "http://a:*", "http://a:", "http://[::g]", "http://[::1%0]",
         "http://a..b", "http://a..", "http://.", "http://*.a", "NULL", " null", "http://a\n", None,
         "http://" + "a" * 64, "http://" + "a." * 150, "http://ü" + "a" * 64, "http://a,http://b",
     ],

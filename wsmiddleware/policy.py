@@ -169,6 +169,8 @@ def check_host(environ: dict[str, Any], trusted: Collection[str] | None) -> Refu
 
     `trusted` is as werkzeug's ``Request.trusted_hosts``, and so is the answer.
     """
+    if isinstance(trusted, str):
+        trusted = (trusted,)
     if trusted is None or _is_trusted(environ, trusted):
         return None
     return refuse(
@@ -182,12 +184,14 @@ def check_host(environ: dict[str, Any], trusted: Collection[str] | None) -> Refu
 
 
 def _is_trusted(environ: dict[str, Any], trusted: Collection[str]) -> bool:
+    host = _HOST.fullmatch(environ.get("HTTP_HOST", ""))
+    # What werkzeug takes for no host, whoever lists it.
+    if host is not None and ("[" in host[1] or "_" in host[1]):
+        return host[1] in trusted
     try:
         get_host(environ, trusted)
-    except SecurityError:
-        # What it takes for no host, whoever lists it: IPv6 addresses, names with an underscore.
-        host = _HOST.fullmatch(environ.get("HTTP_HOST", ""))
-        return host is not None and host[1] in trusted
+    except (SecurityError, UnicodeError):  # before 3.1.7 it encodes names
+        return False
     return True
 
 

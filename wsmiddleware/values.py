@@ -205,7 +205,9 @@ MAX_HOST_SIZE = 260
 MAX_ORIGIN_SIZE = 300
 """Characters of an origin: such a host, and a scheme; a longer one is none."""
 
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.\-]*)://(\[[^\]]*\]|[^\[\]:/?#@\s\\]+)(?::([0-9]{1,5}))?")
+_ORIGIN = re.compile(
+    r"([a-z][a-z0-9+.\-]*)://(\[[0-9a-f:.]*\]|[^\[\]:/?#@\s\\]+)(?::([0-9]{1,5}))?"
+)
 # Hyphens at either end too: browsers take them, and names that have them are there.
 _LABEL = re.compile(r"[a-z0-9_\-]{1,63}")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}

@@ -10,7 +10,7 @@ import pytest
 from support import Server, wait_until
 from support.room import MakeRoom, Room, in_thread
 from wsmiddleware import WebSocketListener, WebSocketMiddleware
-from wsmiddleware.listeners.session import Session
+from wsmiddleware.listeners.session import RequestRecord, Session
 
 
 class Test(WebSocketListener):
@@ -227,3 +227,18 @@ def test_repr_shows_id_and_state_and_nothing_secret(room: MakeRoom) -> None:
         assert repr(session) == f"<Session {session.id} open>"
     wait_until(lambda: not session.is_open())
     assert repr(session) == f"<Session {session.id} closed>"
+
+
+def test_an_operator_is_shown_a_hundred_parameters_of_an_endless_query() -> None:
+    query = "&".join(f"{number}=1" for number in range(30_000))
+    environ = {"PATH_INFO": "/ws/test", "QUERY_STRING": query}
+    session = Session(
+        RequestRecord(environ),
+        path_parameters={},
+        route="",
+        subprotocol="",
+        extensions="",
+        user_principal=None,
+    )
+    assert session.to_dict()["query_parameters"] == sorted(map(str, range(100)))
+    assert session.query_string == query

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from wsmiddleware.protocol.uri import Target, parse_url
@@ -77,3 +79,12 @@ def test_error_shows_neither_password_nor_query() -> None:
 def test_target_is_a_url_again() -> None:
     for url in ("ws://host/", "wss://host:8443/a?b", "ws://[::1]:8000/"):
         assert str(parse_url(url)) == url
+
+
+def test_host_past_its_limit_is_refused_before_it_is_encoded() -> None:
+    host = "a." * 126 + "b."
+    assert parse_url(f"ws://{host}/").host == host
+    started = time.thread_time()
+    with pytest.raises(ValueError, match=r"the host .* has more than 254 characters"):
+        parse_url("ws://" + "\xfc." * 30_000 + "a/")
+    assert time.thread_time() - started < 0.05

@@ -72,6 +72,8 @@ _known_names: dict[tuple[str, ...], tuple[str, ...]] = {}
 _MAX_KNOWN = 256
 _MAX_KNOWN_NAMES = 64
 _MAX_KNOWN_SIZE = 2048
+#: Parameters of a query that an operator is shown.
+_MAX_PARAMETERS = 100
 
 
 def _kept_names(every: tuple[str, ...]) -> tuple[str, ...]:
@@ -234,7 +236,8 @@ class Session:
         }
 
     def _parameter_names(self) -> list[str]:
-        names = map(parameter_name, self.query_string.split("&"))
+        parts = self.query_string.split("&", _MAX_PARAMETERS)[:_MAX_PARAMETERS]
+        names = map(parameter_name, parts)
         return sorted({unquote_plus(name) for name in names if name})
 
     def __getitem__(self, name: str) -> Any:

@@ -16,6 +16,8 @@ _PORT = re.compile(r"[0-9]{1,5}\Z")
 # RFC 3986 section 3.2.2, with the underscore that real host names have; the length of a label is
 # that of RFC 1035 section 2.3.4, past which resolvers raise what they like.
 _LABEL = r"[A-Za-z0-9_~!$&'()*+,;=-]{1,63}"
+# Section 2.3.4 there: 255 bytes in all, which is a name of 253, and its dot.
+_MAX_HOST_SIZE = 254
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z")
 # Kept as they are: what RFC 3986 allows in a path and a query, and "%" of what is encoded already.
 _SAFE = "!$&'()*+,;=:@/?-._~%[]|"
@@ -97,6 +99,8 @@ def _check_ipv6(host: str, shown: str) -> None:
 
 
 def _encode_host(host: str, shown: str) -> str:
+    if len(host) > _MAX_HOST_SIZE:  # before it is encoded, which takes long
+        raise ValueError(f"the host {host[:40]!r}… has more than {_MAX_HOST_SIZE} characters")
     try:
         name = host if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError as exc:
