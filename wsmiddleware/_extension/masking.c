@@ -11,10 +11,10 @@
 #define WIDE
 #endif
 
-/* Mask or unmask `size` bytes, of which the first one meets byte `turn` of the key. Eight bytes at a
- * time; the compiler makes vectors of it. Gives 0x80 where one of the results is not ASCII, else 0. */
-WIDE unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
-                          const unsigned char *key, size_t turn)
+/* Eight bytes at a time; the compiler makes vectors of it. Static: clang before 17 gives a function of
+ * several clones a name of its own, which other files do not find. */
+WIDE static unsigned char mask(unsigned char *to, const unsigned char *from, size_t size,
+                               const unsigned char *key, size_t turn)
 {
     unsigned char turned[8];
     uint64_t word, wide, seen = 0;
@@ -31,6 +31,14 @@ WIDE unsigned char unmask(unsigned char *to, const unsigned char *from, size_t s
     for (; i < size; i++)
         seen |= to[i] = from[i] ^ turned[i & 7];
     return (seen & 0x8080808080808080u) != 0 ? 0x80 : 0;
+}
+
+/* Mask or unmask `size` bytes, of which the first one meets byte `turn` of the key. Gives 0x80 where
+ * one of the results is not ASCII, else 0. */
+unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
+                     const unsigned char *key, size_t turn)
+{
+    return mask(to, from, size, key, turn);
 }
 
 PyObject *apply_mask(PyObject *module, PyObject *const *args, Py_ssize_t count)
