@@ -15,6 +15,7 @@ monkey.patch_all()
 
 import argparse
 import collections
+import functools
 import glob
 import json
 import os
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ ECHO = """
             return message
 """
 
+#: Of the suite: what is to be loaded into the server before all else is not for its Python.
+SURROUNDINGS = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
 #: What the suite calls a good end of a case, and of its closing handshake.
 GOOD = {"OK", "INFORMATIONAL"}
 #: 7.13.1, 7.13.2 and 7.1.6 say what a server does; there is no wrong answer to them.
@@ -116,6 +120,7 @@ def main() -> int:
     )
     names = [target.name for target in TARGETS]
     parser.add_argument("--target", choices=names, action="append", help="only this one")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help='only these: "1.*" "9.1.2"')
     parser.add_argument("--reports", type=Path, help="where the suite's reports go")
     arguments = parser.parse_args()
     wstest = find_suite()
@@ -129,6 +134,8 @@ def main() -> int:
         for target in TARGETS:
             if target.name not in wanted:
                 continue
+            if arguments.cases:
+                target = replace(target, cases=tuple(arguments.cases))
             work = Path(folder) / target.name.replace(" ", "-")
             work.mkdir()
             skipped = HEAVY if arguments.quick else []
@@ -136,7 +143,7 @@ def main() -> int:
                 result = judge(target, run(wstest, target, process, reports, skipped))
                 assert "Traceback" not in process.output, process.output
             results.append(result)
-            if not arguments.quick:
+            if not (arguments.quick or arguments.cases):
                 write_figures(f"autobahn-{TARGETS.index(target)}", result)
     return 1 if any(result["wrong"] for result in results) else 0
 
@@ -168,29 +175,31 @@ def _pythons() -> Iterator[str]:
     ]
     check = "import sys, ssl; assert sys.version_info[:2] == (2, 7)"
     for python in filter(None, candidates):
-        if not subprocess.run([python, "-c", check], capture_output=True).returncode:
+        command = [python, "-c", check]
+        if not subprocess.run(command, capture_output=True, env=SURROUNDINGS).returncode:
             yield python
 
 
 def install(python: str, environment: Path) -> None:
     """Install the suite; it needs the network, and a minute."""
     print(f"autobahn: installing {SUITE} into {environment}", flush=True)
+    run = functools.partial(subprocess.run, check=True, env=SURROUNDINGS)
     with tempfile.TemporaryDirectory() as folder:
         # The last virtualenv that makes environments of 2.7.
-        subprocess.run([sys.executable, "-m", "venv", f"{folder}/v"], check=True)
+        run([sys.executable, "-m", "venv", f"{folder}/v"])
         pip = [f"{folder}/v/bin/pip", "install", "--quiet"]
-        subprocess.run([*pip, "virtualenv==20.21.1"], check=True)
+        run([*pip, "virtualenv==20.21.1"])
         making = environment.with_name(environment.name + ".part")
         shutil.rmtree(making, ignore_errors=True)
         shutil.rmtree(environment, ignore_errors=True)
         environment.parent.mkdir(parents=True, exist_ok=True)
         virtualenv = [f"{folder}/v/bin/virtualenv", "--quiet", "--python", python]
-        subprocess.run([*virtualenv, str(environment)], check=True)
+        run([*virtualenv, str(environment)])
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text(CONSTRAINTS, encoding="ascii")
         pip = [str(environment / "bin" / "pip"), "install", "--quiet"]
         try:
-            subprocess.run([*pip, "--constraint", str(constraints), SUITE], check=True)
+            run([*pip, "--constraint", str(constraints), SUITE])
         except BaseException:
             shutil.rmtree(environment, ignore_errors=True)
             raise
@@ -231,7 +240,12 @@ def run(
     command = [str(wstest), "-m", "fuzzingclient", "-s", str(path)]
     started = time.monotonic()
     log = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3000, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=3000,
+        text=True,
+        env=SURROUNDINGS,
     )
     index = folder / "index.json"
     if log.returncode or not index.exists():
@@ -254,7 +268,8 @@ print(json.dumps(list(cases.parseSpecCases(json.load(open(sys.argv[1]))))))
 def expected(wstest: Path, path: Path) -> set[str]:
     """The cases that the suite was asked for."""
     python = wstest.with_name("python")
-    found = subprocess.run([python, "-c", _EXPECTED, path], check=True, capture_output=True)
+    command = [python, "-c", _EXPECTED, path]
+    found = subprocess.run(command, check=True, capture_output=True, env=SURROUNDINGS)
     return set(json.loads(found.stdout))
 
 

@@ -184,6 +184,7 @@ def test_reactor_goes_with_its_last_user() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="its malloc is replaced")
 @pytest.mark.parametrize(
     ("environment", "is_kept"),
     [

@@ -25,6 +25,11 @@ What hostile, broken and unlucky peers, faults and long runs were made to do to 
 came of it. The figures are those of the last runs, written by them: `tox -e reliability`,
 `tox -e autobahn` and `tox -e soak`. Short forms of all three run in the continuous integration;
 [Security](security.md) names the tests.
+
+The C extension has two more, for whoever changes it. `tox -e asan` runs its tests and Autobahn's
+cases 1 to 7 and 9 with AddressSanitizer and UndefinedBehaviorSanitizer. `tox -e fuzz` invents what
+a peer might send for ten minutes, guided by the code that it reaches: the extension and the engine
+in Python must take it to the same messages and the same end.
 """
 
 
