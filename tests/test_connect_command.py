@@ -20,7 +20,7 @@ import pytest
 from websockets.sync.server import ServerConnection
 
 from support import PATIENCE, wait_until
-from support.clients import accept, echo, raw_server, websockets_server
+from support.clients import accept, echo, raw_server, read_request, websockets_server
 from support.servers import environment
 
 
@@ -321,3 +321,23 @@ def test_terminal_obeys_no_message(tmp_path: Path) -> None:
         finally:
             terminal.close()
     assert "\x1b[2J" not in terminal.output
+
+
+def test_the_terminal_shows_nothing_of_a_server_as_it_came(tmp_path: Path) -> None:
+    def close(ws: ServerConnection) -> None:
+        ws.close(4000, "\x1b[2J\r\n\0\x9b\u202eforged")
+
+    with websockets_server(close) as url:
+        status, _, errors = connect(tmp_path, url)
+    assert status == 3
+    assert all(line.isprintable() for line in errors.split("\n")), ascii(errors)
+    assert "4000" in errors
+
+    def refuse(sock: socket.socket) -> None:
+        read_request(sock)
+        sock.sendall(b"HTTP/1.1 404 \x1b[2J\x9b\r\nContent-Length: 4\r\n\r\n\x1b[2J")
+
+    with raw_server(refuse) as url:
+        status, _, errors = connect(tmp_path, url)
+    assert status == 1
+    assert all(line.isprintable() for line in errors.split("\n")), ascii(errors)

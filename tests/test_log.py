@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from support.servers import environment
 from wsmiddleware.exceptions import ConfigError
 from wsmiddleware.log import TRACE, logger, redact, set_up_logging
 
@@ -81,3 +86,83 @@ def test_unknown_level_is_an_error_that_lists_the_levels() -> None:
 )
 def test_redact_hides_what_may_be_secret(url: str, shown: str) -> None:
     assert redact(url) == shown
+
+
+SILENCED = """
+    import logging, logging.config, sys
+    {before}
+    from wsmiddleware import WebSocketMiddleware
+    {after}
+    WebSocketMiddleware(lambda *_: [], config=False)
+"""
+STRANGER = "import websocket"
+#: The part of websocket-client that logs, as it is.
+LOGGING = """
+import logging
+_logger = logging.getLogger("websocket")
+_logger.addHandler(logging.NullHandler())
+def error(message): _logger.error(message)
+"""
+
+
+def run(folder: Path, source: str) -> str:
+    """What a process says on standard error that has this beside websocket-client."""
+    (folder / "websocket").mkdir()
+    (folder / "websocket" / "__init__.py").write_text("from ._logging import error\n")
+    (folder / "websocket" / "_logging.py").write_text(LOGGING)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+SWEEP = 'logging.config.dictConfig({"version": 1, "root": {"handlers": []}})'
+CHOICES = {
+    "nothing": ("", "", 1),
+    "websocket-client before": (STRANGER, "", 1),
+    "websocket-client after": ("", STRANGER, 1),
+    "a handler of one's own": (
+        STRANGER,
+        'logging.getLogger("websocket").addHandler(logging.FileHandler("log"))',
+        0,
+    ),
+    "a handler of the root": (STRANGER, "logging.basicConfig()", 1),
+    "silence of one's own": (
+        STRANGER,
+        'logging.getLogger("websocket").addHandler(logging.NullHandler())',
+        0,
+    ),
+    "silence without a stranger": (
+        "",
+        'logging.getLogger("websocket").addHandler(logging.NullHandler())',
+        0,
+    ),
+    "a level": (STRANGER, 'logging.getLogger("websocket").setLevel(logging.CRITICAL)', 0),
+    "a configuration that names others": ("", SWEEP, 1),
+    "disabled": ("", 'logging.getLogger("websocket").disabled = True', 0),
+    "disabled, and a configuration that names it": (
+        "",
+        'loggers = {"websocket": {"level": "CRITICAL"}};'
+        'logging.config.dictConfig({"version": 1, "loggers": loggers})',
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_errors_reach_standard_error_unless_somebody_chose_otherwise_for_us(
+    tmp_path: Path, choice: str
+) -> None:
+    before, after, times = CHOICES[choice]
+    said = run(tmp_path, SILENCED.format(before=before, after=after))
+    assert said.count(": no listener is loaded from it\n") == times, said
+
+
+def test_a_strangers_own_records_stay_as_silent_as_it_chose(tmp_path: Path) -> None:
+    assert run(tmp_path, "import wsmiddleware, websocket; websocket.error('goodbye')") == ""

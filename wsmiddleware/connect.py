@@ -24,6 +24,7 @@ from gevent.event import AsyncResult, Event
 
 from wsmiddleware.client import WebSocketClient, create_websocket_client
 from wsmiddleware.exceptions import ConfigError, ConnectionClosed, WebSocketError
+from wsmiddleware.log import escape
 from wsmiddleware.protocol.frames import CloseCode
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _MAX_MESSAGE_SIZE = 2**26
 #: Seconds for the pong that tells the server's greeting from its answer.
 _FENCE_TIMEOUT = 1.0
 _SHOWN_BYTES = 32
+_SHOWN_CHARACTERS = 65536
 _ENDED_WELL = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD})
 _NAMED = frozenset(CloseCode)
 _EXIT_FAILED, _EXIT_LOST = 1, 3
@@ -93,7 +95,7 @@ def connect(
     except (ValueError, ConfigError) as exc:
         raise click.UsageError(str(exc)) from exc
     except WebSocketError as exc:
-        click.echo(f"wsmiddleware: {exc}", err=True)
+        click.echo(f"wsmiddleware: {escape(str(exc))}", err=True)
         return _EXIT_FAILED
     return talk.run(client, ping)
 
@@ -252,7 +254,7 @@ class _Talk:
 
     def on_error(self, type: str, cause: BaseException) -> None:
         """What was wrong."""
-        self._screen.note(f"! {_now()} {type}: {cause}")
+        self._screen.note(f"! {_now()} {type}: {escape(str(cause))}")
 
     def on_close(self) -> None:
         """The end, by whoever."""
@@ -260,7 +262,7 @@ class _Talk:
             return
         code, reason = self.client.close_code, self.client.close_reason
         name = CloseCode(code).name if code in _NAMED else "private"
-        told = f": {_printable(reason)}" if reason else ""
+        told = f": {escape(reason)}" if reason else ""
         self._screen.note(f"* {_now()} closed by the server with {code} {name}{told}")
         is_fine = code in _ENDED_WELL and not self._is_once
         self._outcome.set(0 if is_fine else _EXIT_LOST)
@@ -396,6 +398,4 @@ def _printable(message: str | bytes) -> str:
     if isinstance(message, bytes):
         more = " …" if len(message) > _SHOWN_BYTES else ""
         return message[:_SHOWN_BYTES].hex(" ") + more
-    return "".join(
-        character if character.isprintable() else repr(character)[1:-1] for character in message
-    )
+    return escape(message, _SHOWN_CHARACTERS)

@@ -56,7 +56,8 @@ class ConnectionClosed(WebSocketError):
 
     def __str__(self) -> str:
         closed = f"the connection is closed, code {self.code}"
-        return f"{closed} ({self.reason})" if self.reason else closed
+        reason = self.reason if self.reason.isprintable() else repr(self.reason)  # the peer's
+        return f"{closed} ({reason})" if reason else closed
 
 
 class HandshakeError(WebSocketError):

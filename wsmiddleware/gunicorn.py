@@ -38,6 +38,7 @@ from wsmiddleware import info
 from wsmiddleware import server as servers
 from wsmiddleware.forwarding import Forwarded, Forwarding, Trust, mount
 from wsmiddleware.handler import WebSocketHandler
+from wsmiddleware.log import escape
 from wsmiddleware.protocol import proxy
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.protocol.head import HeadError, HeadLimits
@@ -118,6 +119,17 @@ def _head_limits(config: Any) -> HeadLimits:
         if setting.get() != setting.default:
             limits = dataclasses.replace(limits, **{field: setting.get()})
     return limits
+
+
+def _escaping(atoms: type[dict[str, Any]]) -> type[dict[str, Any]]:
+    """What gunicorn's access log is filled with, so that nothing in it forges a line."""
+
+    class Escaped(atoms):  # type: ignore[valid-type, misc]
+        def __getitem__(self, key: str) -> Any:
+            value = super().__getitem__(key)
+            return escape(value) if isinstance(value, str) else value
+
+    return Escaped
 
 
 class Server(WSGIServer):
@@ -288,6 +300,8 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
         if "ssl_context" in options:
             # It offers HTTP/2 where http_protocols has that.
             options["ssl_context"].set_alpn_protocols(["http/1.1"])
+        if (atoms := getattr(self.log, "atoms_wrapper_class", None)) is not None:
+            self.log.atoms_wrapper_class = _escaping(atoms)
         server = Server(listener, self.cfg, **options)
         server.is_draining = self._drain is not None
         server.on_request = self._count_request

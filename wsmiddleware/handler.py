@@ -33,6 +33,7 @@ from geventwebsocket.websocket import Stream, WebSocket
 
 from wsmiddleware.body import is_broken
 from wsmiddleware.bounds import BoundedHandler
+from wsmiddleware.log import escape
 from wsmiddleware.net.transport import TlsTransport, Transport, wrap_socket
 from wsmiddleware.protocol.handshake import accept_key, has_token, is_valid_key, parse_tokens
 from wsmiddleware.upgrade import ENVIRON_KEY, STOCK_ENVIRON_KEY, park, take_buffered
@@ -193,7 +194,7 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
         host = address[0] if isinstance(address, tuple) else address
         status = (self._orig_status or self.status or "000").split()[0]
         seconds = f"{self.time_finish - self.time_start:.6f}" if self.time_finish else "-"
-        what = f'{host or "-"} - - [{_format_time(int(time.time()))}] "{self.requestline or ""}"'
+        what = f'{host or "-"} - - [{_format_time(int(time.time()))}] "{_shown(self.requestline)}"'
         return f"{what} {status} {self.response_length or '-'} {seconds}"
 
     def switch_protocols(self, headers: list[tuple[str, str]]) -> None:
@@ -260,6 +261,11 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
 @functools.lru_cache(maxsize=1)
 def _format_time(seconds: int) -> str:
     return str(datetime.fromtimestamp(seconds))
+
+
+def _shown(line: str | None) -> str:
+    """A request line between quotes in the access log: one that was refused may hold anything."""
+    return escape(line or "").replace('"', "\\x22")
 
 
 def stop_reading(handler: WebSocketHandler) -> None:
