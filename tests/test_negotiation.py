@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from support import Server
+from support import Server, websocket_request
 from support.apps import Echo, first_message, status_of, wrap
 
 Serve = Callable[..., Server]
@@ -48,6 +49,25 @@ def test_setting_lets_listed_origins_in(serve: Serve) -> None:
     assert first_message(server, "/ws/echo", origin="null") == "echo []"
     look_alike = "https://evil.example.com.attacker.org"
     assert status_of(server, "/ws/echo", origin=look_alike) == 403
+
+
+@pytest.mark.parametrize(
+    "origin", ["file://", "app://.", "app://\xfc", "App://a b", "null", "x://'"]
+)
+def test_setting_takes_what_the_log_shows(
+    origin: str, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def status(server: Server, origin: str) -> int:
+        with server.socket() as sock:
+            sock.sendall(websocket_request("/ws/echo", origin=origin))
+            return int(sock.recv(4096).split()[1])
+
+    assert status(serve(wrap()), origin) == 403
+    (shown,) = re.findall(r"foreign origin '(.*)' for host '127.0.0.1'; to let it in", caplog.text)
+    monkeypatch.setenv("WSMIDDLEWARE_ALLOWED_ORIGINS", f"same-origin, {shown}")
+    server = serve(wrap())
+    assert [status(server, text) for text in (origin, "http://127.0.0.1")] == [101, 101]
+    assert [status(server, text) for text in (f"{origin}x", "http://localhost")] == [403, 403]
 
 
 # -- what is agreed to, on the wire ----------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +14,9 @@ from wsmiddleware import WebSocketListener, WebSocketMiddleware, websocket_info
 
 #: A reason of 123 bytes.
 LONGEST = "ü€😀" + "x" * 114
+
+#: What pages in files send as `Origin`.
+LISTED = "null"
 
 #: Opens a socket, and gives once it is closed what came and how it ended.
 SCRIPT = """
@@ -61,7 +65,12 @@ def blank(environ: Any, start_response: Any) -> Iterable[bytes]:
 def server() -> Iterator[Server]:
     middleware = WebSocketMiddleware(blank, config=False)
     middleware.register("talk", Talk)
-    with serving(middleware) as server:
+    allowed = ["same-origin", LISTED]
+    listed = WebSocketMiddleware(
+        middleware, config=False, prefix="/listed", allowed_origins=allowed
+    )
+    listed.register("talk", Talk)
+    with serving(listed) as server:
         yield server
 
 
@@ -165,6 +174,21 @@ def test_binary_comes_back(blank_page: Page) -> None:
       };
     })"""
     assert blank_page.evaluate(script) == 70000
+
+
+def test_page_in_a_file_is_let_in_once_it_is_listed_as_the_log_shows_it(
+    page: Page, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "page.html").write_text("<!doctype html><title>file</title>", encoding="utf-8")
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.evaluate(SCRIPT, [server.ws_url("/ws/talk"), [], None])["code"] == 1006
+    assert f"foreign origin '{LISTED}' for host" in caplog.text
+    path, own = server.ws_url("/listed/talk"), ["/listed/talk", ["close 4000 own"], None]
+    assert page.evaluate(SCRIPT, [path, *own[1:]])["code"] == 4000
+    page.goto(server.url())
+    assert page.evaluate(SCRIPT, own)["code"] == 4000
+    page.goto(server.url().replace("127.0.0.1", "localhost"))
+    assert page.evaluate(SCRIPT, [path, [], None])["code"] == 1006
 
 
 def test_foreign_origin_is_refused(page: Page, server: Server) -> None:
