@@ -23,10 +23,12 @@ from wsmiddleware.body import Body, BodyError, check_chunks, is_broken
 from wsmiddleware.protocol.framing import find_length
 from wsmiddleware.protocol.handshake import has_token
 from wsmiddleware.protocol.head import (
+    Head,
     HeadError,
     HeadLimits,
     parse_fields,
     parse_request_line,
+    regular_size,
 )
 
 __all__ = ["RequestReader", "Source", "read_until"]
@@ -37,7 +39,7 @@ _HEAD_END = re.compile(rb"(?:\A|\n)\r?\n")
 _END_SIZE = len(b"\n\r\n")
 
 # In the environ under names of their own (PEP 3333).
-_OWN_KEYS = ("HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH")
+_OWN_KEYS = frozenset({"HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"})
 
 # The first byte of a TLS handshake; no method begins with it.
 _TLS = b"\x16"
@@ -130,13 +132,20 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
             self._send_last(response)  # no HTTP, and so no line in the access log
             self._linger()
             return ""
-        size = self.head_limits.line_size
-        line = read_until(self.rfile, _LINE_END, size)
+        line = self._read_line()
         if line in (b"\r\n", b"\n"):  # RFC 9112, section 2.2: one may stand before a request
-            line = read_until(self.rfile, _LINE_END, size)
+            line = self._read_line()
         self._line = line
         # pywsgi has a limit of its own, and asks no more than whether there is one.
         return line[: pywsgi.MAX_REQUEST_LINE - 1].decode("latin-1")
+
+    def _read_line(self) -> bytes:
+        size = self.head_limits.line_size
+        if b"\n" in self.rfile.peek():
+            line: bytes = self.rfile.readline(size + 1)
+            return line
+        # Not readline: it keeps what comes byte by byte at forty times its size.
+        return read_until(self.rfile, _LINE_END, size)
 
     def read_preamble(self) -> None:
         """Take what stands before a request line. Raises `HeadError` for what is no HTTP at all."""
@@ -158,13 +167,7 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         _check_end(line, _LINE_END)
         found = parse_request_line(line)
         self.command, self.path, self.request_version, self._authority = found
-        left = limits.size - len(line)
-        block = read_until(self.rfile, _HEAD_END, left)
-        if len(block) > left:
-            reason = f"a head of more than {limits.size} bytes"
-            raise HeadError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
-        _check_end(block, _HEAD_END)
-        self.headers = head = parse_fields(block, limits)
+        self.headers = head = self._read_fields(limits.size - len(line))
         self.content_length = find_length(head, found.version)
         self.close_connection = not head.is_regular or _is_last(
             found.version, head.get("connection")
@@ -173,6 +176,18 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
             with self._source.held():
                 check_chunks(self.rfile.peek())
         return True
+
+    def _read_fields(self, left: int) -> Head:
+        """The header lines, in `left` bytes at most."""
+        size = regular_size(self.rfile.peek())  # nearly always, and four times as fast
+        if 0 < size <= left:
+            return parse_fields(self.rfile.read(size), self.head_limits, is_regular=True)
+        block = read_until(self.rfile, _HEAD_END, left)
+        if len(block) > left:
+            reason = f"a head of more than {self.head_limits.size} bytes"
+            raise HeadError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, reason)
+        _check_end(block, _HEAD_END)
+        return parse_fields(block, self.head_limits)
 
     def get_environ(self) -> dict[str, Any]:
         """As PEP 3333."""
@@ -188,14 +203,15 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
             environ["wsgi.input_terminated"] = True
         return environ
 
-    def _headers(self) -> Iterator[tuple[str, str]]:
+    def _headers(self) -> list[tuple[str, str]]:
         """The headers for the environ; pywsgi strips what Unicode takes for blanks, too."""
-        for name, value in self.headers.items():
-            if "_" in name:  # would be taken for one with a hyphen
-                continue
-            key = f"HTTP_{name.replace('-', '_').upper()}"
-            if key not in _OWN_KEYS:
-                yield key, value
+        return [
+            (key, value)
+            for name, value in self.headers.items()
+            # With an underscore it would be taken for one with a hyphen.
+            if "_" not in name
+            and (key := "HTTP_" + name.upper().replace("-", "_")) not in _OWN_KEYS
+        ]
 
     def _handle_client_error(self, error: Exception) -> Any:
         """One line in the log for a request that is none, and what to answer."""
@@ -260,7 +276,8 @@ def _check_end(data: bytes, end: re.Pattern[bytes]) -> None:
 def _is_last(version: str, connection: str | None) -> bool:
     """RFC 9112, section 9.3: no further request follows on this connection."""
     if version == "HTTP/1.1":
-        return connection is not None and has_token(connection, "close")
+        value = connection.lower() if connection else ""
+        return "close" in value and has_token(value, "close")
     return version != "HTTP/1.0" or not has_token(connection or "", "keep-alive")
 
 

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple
 
-__all__ = ["Head", "HeadError", "HeadLimits", "RequestLine", "parse_fields", "parse_request_line"]
+__all__ = [
+    "Head",
+    "HeadError",
+    "HeadLimits",
+    "RequestLine",
+    "parse_fields",
+    "parse_request_line",
+    "regular_size",
+]
 
 # How much of a peer's bytes an error shows.
 _SHOWN = 60
@@ -23,7 +31,7 @@ _TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 # RFC 9112, section 3: single spaces, and no blank, control or other than ASCII in the target.
 _REQUEST_LINE = re.compile(
-    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/(?:0\.9|1\.[0-9]))\r?\n"
+    r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/(?:0\.9|1\.[0-9]))\r?\n"
 )
 # Section 3.2.2: the form that proxies are asked in.
 _ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
@@ -125,10 +133,10 @@ class Head:
 
 def parse_request_line(line: bytes) -> RequestLine:
     """The request line with its line end, by RFC 9112, section 3. Raises `HeadError`."""
-    match = _REQUEST_LINE.fullmatch(line)
+    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
     if match is None:
         raise HeadError(HTTPStatus.BAD_REQUEST, "this is no request line of HTTP/1.1", line)
-    method, target, version = match[1].decode(), match[2].decode(), match[3].decode()
+    method, target, version = match.groups()
     if target[0] == "/":
         return RequestLine(method, target, version, None)
     absolute = _ABSOLUTE.match(target)
@@ -140,12 +148,25 @@ def parse_request_line(line: bytes) -> RequestLine:
     raise HeadError(HTTPStatus.BAD_REQUEST, "the target is neither a path nor a URL", line)
 
 
-def parse_fields(block: bytes, limits: HeadLimits) -> Head:
-    """The header lines, and the empty one behind them. Raises `HeadError`, but for their size."""
+def regular_size(data: bytes) -> int:
+    """The length of the header lines at the beginning of `data`, with the empty one behind them.
+
+    0 where they have not come as a whole, or are not all of the usual form: for `parse_fields` to
+    judge once they are here.
+    """
+    found = _FIELDS.match(data)
+    return found.end() if found else 0
+
+
+def parse_fields(block: bytes, limits: HeadLimits, *, is_regular: bool = False) -> Head:
+    """The header lines, and the empty one behind them. Raises `HeadError`, but for their size.
+
+    `is_regular` is for what `regular_size` has found.
+    """
     count = block.count(b"\n") - 1
     if limits.fields and count > limits.fields:
         raise HeadError(_TOO_LARGE, f"more than {limits.fields} header lines")
-    is_regular, has_bare_lf = _FIELDS.fullmatch(block) is not None, False
+    is_regular, has_bare_lf = is_regular or _FIELDS.fullmatch(block) is not None, False
     if not is_regular:
         has_bare_lf = count + 1 > block.count(b"\r\n")
         block = _unfold(_LINE_END.sub(b"\r\n", block))
