@@ -67,7 +67,7 @@ class RequestRecord:
 
 
 # The names that are kept by all of an environ: 3 % of a connect less than to sort them out each
-# time. They are the peers', and outlive them: few, small, and the oldest make room for new ones.
+# time. They are the peers', and outlive them: few and small, and strangers' make room for new ones.
 _known_names: dict[tuple[str, ...], tuple[str, ...]] = {}
 _MAX_KNOWN = 256
 _MAX_KNOWN_NAMES = 64
@@ -82,7 +82,7 @@ def _kept_names(every: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(name for name in every if not name.startswith(_TRANSIENT))
         if len(every) <= _MAX_KNOWN_NAMES and sum(map(len, every)) <= _MAX_KNOWN_SIZE:
             if len(_known_names) >= _MAX_KNOWN:
-                del _known_names[next(iter(_known_names))]
+                _known_names.clear()  # at once: other threads may be here too
             _known_names[every] = names
     return names
 
