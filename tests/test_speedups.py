@@ -41,7 +41,10 @@ class Connection:
     """What the extension asks of a connection and of what belongs to it; notes what it is told."""
 
     # Slots where the extension looks for them.
-    __slots__ = ("__dict__", "__weakref__", "_ending", "_is_paused", "_worker", "size", "stream")
+    __slots__ = (
+        *("__dict__", "__weakref__", "_ending", "_is_paused", "_worker"),
+        *("is_busy", "size", "stream"),
+    )
 
     pool: Any
 
@@ -60,8 +63,9 @@ class Connection:
         self.counts = Metrics()
         self.ready: Any = speedups.Ready(self)  # type: ignore[misc]
         self.start_with(self)
-        #: Bytes that wait in the outbox.
+        #: Bytes that wait in the outbox, and whether it is in the middle of a write.
         self.size = 0
+        self.is_busy = False
         self.taken: list[Any] = []
         self.calls: list[tuple[object, ...]] = []
 
@@ -824,7 +828,7 @@ def test_stream_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) 
     connection, big = link.connection, "x" * 20_000
 
     class Outbox:
-        __slots__ = ("size",)
+        __slots__ = ("is_busy", "size")
 
         def __init__(self) -> None:
             self.size = 0

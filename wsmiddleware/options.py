@@ -119,7 +119,7 @@ class ClientOptions:
     @property
     def timeouts(self) -> tuple[float, ...]:
         """What has to be kept by the clock, in seconds; 0 is never."""
-        return self.ping_interval, self.ping_timeout, self.close_timeout
+        return self.ping_interval, self.ping_timeout, self.close_timeout, self.send_timeout
 
 
 _PLACE = "create_websocket_client()"

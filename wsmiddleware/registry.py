@@ -163,7 +163,8 @@ class Registry:
     def _timeouts(self) -> list[float]:
         """What has to be kept by the clock, in seconds; 0 is never."""
         row = self._settings
-        times = [row.request_timeout, row.ping_interval, row.ping_timeout, row.close_timeout]
+        times = [row.request_timeout, row.ping_interval, row.ping_timeout]
+        times += [row.close_timeout, row.send_timeout]
         return times + [channel.contract.idle_timeout for channel in self.channels.values()]
 
     # -- going down ---------------------------------------------------------------------------

@@ -13,6 +13,41 @@ int call(PyObject *object, PyObject *method, PyObject *argument)
     return result ? 0 : -1;
 }
 
+#if PY_VERSION_HEX < 0x030C0000
+PyObject *PyErr_GetRaisedException(void)
+{
+    PyObject *type, *exception, *traceback;
+    if (!PyErr_Occurred())
+        return NULL;
+    PyErr_Fetch(&type, &exception, &traceback);
+    PyErr_NormalizeException(&type, &exception, &traceback);
+    if (traceback)
+        PyException_SetTraceback(exception, traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return exception;
+}
+
+void PyErr_SetRaisedException(PyObject *exception)
+{
+    PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
+}
+#endif
+
+/* Tell the connection of an exception of ours: there was no memory, and its place is lost. */
+int tell(PyObject *connection, PyObject *method)
+{
+    PyObject *exception = PyErr_GetRaisedException();
+    int result = call(connection, method, exception ? exception : Py_None);
+    /* Ctrl-C belongs to the main greenlet, whatever it has found us at. */
+    if (result == 0 && exception && !PyErr_GivenExceptionMatches(exception, PyExc_Exception)) {
+        PyErr_SetRaisedException(exception);
+        return -1;
+    }
+    Py_XDECREF(exception);
+    return result;
+}
+
 /* How many bytes went: 0 on an error, which the outbox will meet again. */
 static size_t send_bytes(Stream *self, const void *data, size_t size)
 {
@@ -41,7 +76,7 @@ static size_t send_frame(Stream *self, const unsigned char *header, size_t heade
     return sent;
 }
 
-/* What of a frame has not gone. */
+/* What of a frame has not gone. To make it may run others' code, and that may send. */
 static PyObject *make_rest(const unsigned char *header, size_t header_size, size_t sent,
                            PyObject *owner, const char *payload, size_t size)
 {
@@ -52,6 +87,27 @@ static PyObject *make_rest(const unsigned char *header, size_t header_size, size
     PyObject *rest = body ? PySequence_GetSlice(body, sent - header_size, size) : NULL;
     Py_XDECREF(body);
     return rest;
+}
+
+/* Give the outbox what of a frame has not gone: `rest`, which is stolen. If something has, `is_busy`
+ * was set before `rest` was made, so that nobody's frame comes in between. */
+static int write_rest(PyObject *outbox, PyObject *rest)
+{
+    Py_INCREF(outbox); /* the connection may come to its end */
+    int result = rest ? call(outbox, names.write, rest) : -1;
+    Py_XDECREF(rest);
+    PyObject *exception = PyErr_GetRaisedException();
+    if (set_slot(&slots.is_busy, outbox, Py_False) < 0)
+        result = -1;
+    if (exception)
+        PyErr_SetRaisedException(exception);
+    Py_DECREF(outbox);
+    return result;
+}
+
+static int set_busy(PyObject *outbox, size_t sent)
+{
+    return sent ? set_slot(&slots.is_busy, outbox, Py_True) : 0;
 }
 
 /* Bytes that wait in the outbox; -1 with an exception. */
@@ -86,13 +142,12 @@ int flush_pending(Stream *self)
     size_t size = self->pending_size, sent = 0;
     if (waiting == 0)
         sent = send_bytes(self, self->pending, size);
+    int result = waiting < 0 || (sent < size && set_busy(self->outbox, sent) < 0) ? -1 : 0;
     PyObject *rest = NULL;
-    if (waiting >= 0 && sent < size)
+    if (result == 0 && sent < size)
         rest = PyBytes_FromStringAndSize((char *)self->pending + sent, size - sent);
     drop_pending(self);
-    int result = waiting == 0 && sent == size ? 0 : rest ? call(self->outbox, names.write, rest) : -1;
-    Py_XDECREF(rest);
-    return result;
+    return result == 0 && sent < size ? write_rest(self->outbox, rest) : result;
 }
 
 /* Send what waits, if the socket takes it. */
@@ -151,17 +206,21 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
         if (!self->is_open) /* that found the connection broken: the descriptor may be another's */
             return call(self->connection, names.reply_lost, NULL);
     }
-    PyObject *wire, *object = self->connection, *method = names.hold;
     if (is_last && !waiting) {
         size_t sent = send_frame(self, header, header_size, payload, size);
         if (sent == header_size + size)
             return 0;
-        wire = make_rest(header, header_size, sent, owner, payload, size);
-        object = self->outbox, method = names.write;
-    } else {
-        wire = make_wire(header, header_size, owner, payload, size);
+        if (set_busy(self->outbox, sent) < 0)
+            return -1;
+        PyObject *outbox = self->outbox; /* as it is now: to make the rest may end the connection */
+        Py_INCREF(outbox);
+        PyObject *rest = make_rest(header, header_size, sent, owner, payload, size);
+        int result = write_rest(outbox, rest);
+        Py_DECREF(outbox);
+        return result;
     }
-    int result = wire ? call(object, method, wire) : -1;
+    PyObject *wire = make_wire(header, header_size, owner, payload, size);
+    int result = wire ? call(self->connection, names.hold, wire) : -1;
     Py_XDECREF(wire);
     return result;
 }
@@ -221,6 +280,10 @@ static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wir
     if (!*wire) {
         PyObject *bits = PyLong_FromLong(self->window_bits);
         *wire = bits ? PyObject_CallMethodOneArg(prepared, names.wire, bits) : NULL;
+        if (bits && !*wire && PyErr_ExceptionMatches(PyExc_MemoryError)) {
+            PyErr_Clear(); /* all that take this form would go without it */
+            *wire = PyObject_CallMethodOneArg(prepared, names.wire, bits);
+        }
         Py_XDECREF(bits);
     }
     if (*wire && !PyBytes_CheckExact(*wire)) {
@@ -232,13 +295,10 @@ static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wir
 
 /* Send that to a connection that has nothing else to send: 1. 0 when it is for Python, -1 with an
  * exception. */
-static int deliver_by(Stream *self, PyObject *prepared, PyObject **wires)
+static int deliver_by(Stream *self, PyObject *wire)
 {
-    /* First, for it may run Python: whatever that does, what we then see holds. */
-    PyObject *wire = get_form(self, prepared, wires);
-    if (!wire)
-        return -1;
-    if (!self->is_open || self->pending || !self->outbox)
+    if (!self->is_open || self->pending || !self->outbox ||
+        peek_slot(&slots.is_busy, self->outbox) == Py_True)
         return 0;
     Py_ssize_t waiting = get_waiting(self->outbox);
     if (waiting != 0)
@@ -248,9 +308,11 @@ static int deliver_by(Stream *self, PyObject *prepared, PyObject **wires)
     self->last_message = self->ready->now;
     if (sent == size)
         return 1;
-    PyObject *rest = make_rest(NULL, 0, sent, wire, data, size);
-    int result = rest ? call(self->outbox, names.write, rest) : -1;
-    Py_XDECREF(rest);
+    PyObject *outbox = Py_NewRef(self->outbox);
+    int result = set_busy(outbox, sent);
+    if (result == 0)
+        result = write_rest(outbox, make_rest(NULL, 0, sent, wire, data, size));
+    Py_DECREF(outbox);
     return result < 0 ? -1 : 1;
 }
 
@@ -260,7 +322,14 @@ static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
     if (!stream || !Py_IS_TYPE(stream, &stream_type))
         return stream ? 0 : -1;
     Py_INCREF(stream);
-    int result = deliver_by((Stream *)stream, prepared, wires);
+    /* First, for it may run Python: whatever that does, what we then see holds. */
+    PyObject *wire = get_form((Stream *)stream, prepared, wires);
+    int result = wire ? deliver_by((Stream *)stream, wire) : -1;
+    PyObject *connection = Py_XNewRef(((Stream *)stream)->connection);
+    if (wire && result < 0 && connection)
+        /* No memory, for one: it suffers, and the others get theirs. */
+        result = tell(connection, names.broken) < 0 ? -1 : 1;
+    Py_XDECREF(connection);
     Py_DECREF(stream);
     return result;
 }

@@ -3,27 +3,6 @@
 
 #include <time.h>
 
-#if PY_VERSION_HEX < 0x030C0000
-static PyObject *PyErr_GetRaisedException(void)
-{
-    PyObject *type, *exception, *traceback;
-    if (!PyErr_Occurred())
-        return NULL;
-    PyErr_Fetch(&type, &exception, &traceback);
-    PyErr_NormalizeException(&type, &exception, &traceback);
-    if (traceback)
-        PyException_SetTraceback(exception, traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return exception;
-}
-
-static void PyErr_SetRaisedException(PyObject *exception)
-{
-    PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
-}
-#endif
-
 static double now(void)
 {
     struct timespec time;
@@ -184,20 +163,6 @@ static int run(Stream *self, PyObject *worker)
         result = 2;
     else if (result == 0)
         result = PyList_GET_SIZE(self->inbox) ? 1 : is_special(self);
-    return result;
-}
-
-/* Tell the connection of an exception of ours: there was no memory, and its place is lost. */
-static int tell(PyObject *connection, PyObject *method)
-{
-    PyObject *exception = PyErr_GetRaisedException();
-    int result = call(connection, method, exception ? exception : Py_None);
-    /* Ctrl-C belongs to the main greenlet, whatever it has found us at. */
-    if (result == 0 && exception && !PyErr_GivenExceptionMatches(exception, PyExc_Exception)) {
-        PyErr_SetRaisedException(exception);
-        return -1;
-    }
-    Py_XDECREF(exception);
     return result;
 }
 

@@ -127,6 +127,7 @@ typedef struct {
     X(deadline, "deadline") \
     X(ending, "_ending") \
     X(greenlet, "greenlet") \
+    X(is_busy, "is_busy") \
     X(is_fresh, "is_fresh") \
     X(is_paused, "_is_paused") \
     X(links, "links") \
@@ -166,7 +167,12 @@ PyObject *view_text(PyObject *text, const char *data, Py_ssize_t size);
 PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* sending.c */
+#if PY_VERSION_HEX < 0x030C0000
+PyObject *PyErr_GetRaisedException(void);
+void PyErr_SetRaisedException(PyObject *exception);
+#endif
 int call(PyObject *object, PyObject *method, PyObject *argument);
+int tell(PyObject *connection, PyObject *method);
 int flush_pending(Stream *self);
 int flush_outbox(Stream *self);
 int answer(Stream *self, PyObject *reply, int is_last);

@@ -45,9 +45,16 @@ class Deliveries:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._queue: deque[_Delivery] = deque()
+        self._is_running = False
+        #: In the middle of a slice.
+        self._is_sending = False
 
     def deliver(self, reactor: Reactor, members: list[Member], prepared: PreparedMessage) -> None:
         """Send to `members`. Blocks while a big one is under way, but in the hub."""
+        if self._is_sending:
+            # Of a signal handler or a finalizer, which must not come in between.
+            reactor.order(self.deliver, reactor, members, prepared)
+            return
         if len(members) <= _SLICE and not self._queue:
             self._send(members, prepared)
             return
@@ -60,31 +67,52 @@ class Deliveries:
             return
         # Not in the calling greenlet: a stop or a time-out that ends its callback here would leave
         # clients without the message.
-        if len(self._queue) == 1:
+        if not self._is_running:
             reactor.pool.submit(self._run)
         delivery.ended.wait()
 
     def _run(self, worker: Worker) -> None:
-        while self._queue:
-            reactor = self._queue[0].reactor
-            self._step()
-            reactor.pause()
+        if self._is_running:
+            return
+        self._is_running = True
+        try:
+            while self._queue:
+                reactor = self._queue[0].reactor
+                self._step()
+                reactor.pause()
+        finally:
+            self._is_running = False
+            if self._queue:  # something was raised: there was no memory
+                self._queue[0].reactor.pool.submit(self._run)
 
     def _step(self) -> None:
         """The next slice of the oldest."""
         delivery = self._queue[0]
         members = list(islice(delivery.members, _SLICE))
-        self._send(members, delivery.prepared)
-        if len(members) < _SLICE:
-            self._queue.popleft()
-            delivery.ended.set()
+        try:
+            self._send(members, delivery.prepared)
+        finally:
+            if len(members) < _SLICE:
+                self._queue.popleft()
+                delivery.ended.set()
 
     def _send(self, members: list[Member], prepared: PreparedMessage) -> None:
-        if deliver is not None:
-            # A third of a delivery.
-            count = len(members)
-            members = deliver(members, prepared)
-            self._metrics.messages_sent += count - len(members)
-        for member in members:
-            connection = member.connection
-            connection.deliver(prepared.wire(connection.window_bits))
+        self._is_sending = True
+        try:
+            if deliver is not None:
+                # A third of a delivery.
+                count = len(members)
+                members = deliver(members, prepared)
+                self._metrics.messages_sent += count - len(members)
+            for member in members:
+                self._send_to(member, prepared)
+        finally:
+            self._is_sending = False
+
+    def _send_to(self, member: Member, prepared: PreparedMessage) -> None:
+        connection = member.connection
+        wire = prepared.wire(connection.window_bits)  # what cannot be sent is the caller's mistake
+        try:
+            connection.deliver(wire)
+        except Exception as exc:
+            connection.broken(exc)  # and the others get theirs

@@ -290,17 +290,28 @@ class Connection(Link):
 
     def tick(self, now: float) -> float:
         """Act on what is due; when to look again. In the hub."""
-        stream, keepalive = self.stream, self.keepalive
-        if stream is not None:
-            keepalive.last_received = max(keepalive.last_received, stream.last_received)
-            keepalive.last_message = max(keepalive.last_message, stream.last_message)
+        self._run_soon()  # should there have been no memory to ask for it
+        if self.state is _CLOSED:
+            return now + 1.0
+        self._catch_up()
+        keepalive = self.keepalive
         # Not where only the next turn is awaited: so does a flood of pings, and is no message.
         if self._is_paused and not self._is_resume_due:
             keepalive.hold(now)
         elif self._worker is not None or self._receiver.is_busy() or self._is_data_waiting():
             keepalive.last_message = now  # nobody is idle: we are at work, or the peer reads
-        self._run_soon()  # should there have been no memory to ask for it
         return super().tick(now)
+
+    def _catch_up(self) -> None:
+        """The keepalive learns what the extension has seen."""
+        stream, keepalive = self.stream, self.keepalive
+        if stream is not None:
+            keepalive.last_received = max(keepalive.last_received, stream.last_received)
+            keepalive.last_message = max(keepalive.last_message, stream.last_message)
+
+    def _look(self) -> None:
+        super()._look()
+        self._catch_up()
 
     def worked(self) -> None:
         """A callback has ended: from now on the peer may be idle."""

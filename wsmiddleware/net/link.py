@@ -77,10 +77,12 @@ class Link(Sender):
     def close(self, code: int, reason: str) -> None:
         """Start the closing handshake after what is queued. Never blocks; once is enough."""
         close_payload(code, reason)  # a mistake is the caller's, whatever the thread
-        if self.reactor.is_here():
-            self._start_closing(code, reason)
-        else:
+        if not self.reactor.is_here():
             self.reactor.defer(self._start_closing, code, reason)
+        elif self.outbox.is_busy:
+            self._interrupt(self._start_closing, code, reason)
+        else:
+            self._start_closing(code, reason)
 
     def _start_closing(self, code: int, reason: str, patience: int = _PATIENCE) -> None:
         if self.state is State.OPEN:
@@ -171,21 +173,25 @@ class Link(Sender):
     def _finish(self) -> None:
         if self.state is State.CLOSED:
             return
-        self._set_state(State.CLOSED)
-        self._deadline = math.inf
-        # Before the descriptor: a watcher that is left on a closed one spins the loop.
-        self._watcher.stop()
-        self._watcher.close()
-        self.outbox.close()
-        self._read_nothing_more()
-        self.reactor.forget(self)
-        with contextlib.suppress(OSError):
-            self._transport.close()
+        try:
+            self._set_state(State.CLOSED)
+        finally:
+            self._deadline = math.inf
+            try:
+                # Before the descriptor: a watcher that is left on a closed one spins the loop.
+                self._watcher.stop()
+                self._watcher.close()
+                self.outbox.close()
+                self._read_nothing_more()
+            finally:
+                with contextlib.suppress(OSError):
+                    self._transport.close()
+                # Looked at until `_run` has called the last callback, should that be in vain.
+                self.reactor.pool.submit(self._run)
         if self._dropped:
             self._report_dropped()
         if self._closed is not None:
             self._closed.set()
-        self.reactor.pool.submit(self._run)
 
     def _set_state(self, state: State) -> None:
         was_open = self.state is State.OPEN
@@ -215,7 +221,9 @@ class Link(Sender):
         if self._dropped:
             self._report_dropped()
         if now >= self._deadline:
-            self._overdue()
+            self._look()
+            if now >= self._deadline:
+                self._overdue()
         elif self._is_kept_alive():
             self._keep_alive(now)
         return self.keepalive.due() if self._is_kept_alive() else self._deadline
@@ -234,6 +242,11 @@ class Link(Sender):
 
     def _keep_alive(self, now: float) -> None:
         verdict = self.keepalive.check(now)
+        if verdict in (Verdict.IDLE, Verdict.DEAD):
+            self._look()
+            if not self._is_kept_alive():
+                return
+            verdict = self.keepalive.check(now)
         if verdict is Verdict.PING:
             # Where something waits, that is as good as a ping: TCP has to acknowledge it.
             if not self.outbox.is_stalled:
@@ -251,6 +264,17 @@ class Link(Sender):
             self._answer_ending(self._ending)
         else:
             self._finish()
+
+    def _look(self) -> None:
+        """Look at the socket before anything is judged by the clock.
+
+        Where the loop was held up, or the process stopped, what is waited for may have come long
+        since.
+        """
+        self.outbox.push()
+        read = self._watcher.callback
+        if read is not None:  # else it is not read at the moment, or not any more
+            read()
 
     # -- the way in ---------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class Outbox:
         "_transport",
         "_watcher",
         "bytes_sent",
+        "is_busy",
         "is_stalled",
         "size",
     )
@@ -70,38 +71,66 @@ class Outbox:
         self.size = 0
         #: True while the peer takes nothing and the loop waits until it does.
         self.is_stalled = False
+        #: True in the middle of a write. What a signal handler or a finalizer sends then must wait,
+        #: or it would come in the middle of a frame: its owner asks.
+        self.is_busy = False
         self.bytes_sent = 0
 
     def hold(self, wire: Wire) -> None:
         """Queue `wire`; the caller sees to it that `flush` is called."""
+        # The sizes first: no signal's handler may run within what changes `size`.
         if type(wire) is tuple:
+            size = len(wire[0]) + len(wire[1])
             self._queue += wire
-            self.size += len(wire[0]) + len(wire[1])
         else:
+            size = len(wire)
             self._queue.append(wire)  # type: ignore[arg-type]  # mypy does not narrow by `is`
-            self.size += len(wire)
+        self.size += size
 
     def write(self, wire: Wire) -> None:
         """Send `wire` after what waits; queue what the socket does not take. Never blocks."""
-        if self._queue or type(wire) is tuple:
-            self.hold(wire)
-            self.flush()
-            return
+        was_busy, self.is_busy = self.is_busy, True
         try:
-            sent = self._transport.send(wire)  # type: ignore[arg-type]
-        except BlockingIOError:
-            sent = 0
-        except OSError as exc:
-            self._lost(exc)
-            return
-        self.bytes_sent += sent
-        if sent < len(wire):
-            self._queue.append(memoryview(wire)[sent:])  # type: ignore[arg-type]
-            self.size += len(wire) - sent
-            self._stall()
+            if self._queue or type(wire) is tuple:
+                self.hold(wire)
+                self._flush()
+                return
+            try:
+                sent = self._transport.send(wire)  # type: ignore[arg-type]
+            except BlockingIOError:
+                sent = 0
+            except OSError as exc:
+                self._lost(exc)
+                return
+            self.bytes_sent += sent
+            if sent < len(wire):
+                self._queue.append(memoryview(wire)[sent:])  # type: ignore[arg-type]
+                self.size += len(wire) - sent
+                self._stall()
+        finally:
+            self.is_busy = was_busy
 
     def flush(self) -> None:
         """Send what waits until the socket takes no more. Never blocks."""
+        if self._queue and not self.is_stalled:
+            was_busy, self.is_busy = self.is_busy, True
+            try:
+                self._flush()
+            finally:
+                self.is_busy = was_busy
+
+    def push(self) -> None:
+        """The same, but look at the socket, though the loop has not told that it takes something.
+
+        Where a callback has held the loop up, the peer may have read all of it meanwhile.
+        """
+        was_stalled, self.is_stalled = self.is_stalled, False
+        before = self.bytes_sent
+        self.flush()
+        if was_stalled and self.bytes_sent > before and self._owner is not None:
+            self._owner.moved()
+
+    def _flush(self) -> None:
         if self.is_stalled:
             return
         queue = self._queue

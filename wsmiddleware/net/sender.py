@@ -6,8 +6,8 @@ where stands too who may call what.
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,9 @@ class Sender(ABC):
             raise ConnectionClosed(self.close_code, self.close_reason)
         if not self.reactor.is_here():
             return self._hand_over(wire)
+        if self.outbox.is_busy:
+            self._interrupt(self.deliver, wire)
+            return True
         if self.outbox.size >= self._settings.send_queue_size and not self._make_room(wait=wait):
             return False
         self._put(wire)
@@ -184,6 +187,9 @@ class Sender(ABC):
         """Queue one encoded message if the peer keeps up. Never blocks or raises."""
         if self.state is not _OPEN:
             return
+        if self.outbox.is_busy:
+            self._interrupt(self.deliver, wire)
+            return
         if self.outbox.size >= self._settings.send_queue_size:
             try:
                 if not self._make_room(wait=False):
@@ -191,6 +197,15 @@ class Sender(ABC):
             except (ConnectionClosed, SlowConsumerError):
                 return
         self._put(wire)
+
+    def _interrupt(self, function: Callable[..., object], *args: object) -> None:
+        """Call it soon: we are a signal handler's or finalizer's, in the middle of a write."""
+        self.reactor.order(self._call_behind_write, function, args)
+
+    def _call_behind_write(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
+        while self.outbox.is_busy:  # who has interrupted it has blocked
+            self.reactor.pause()
+        function(*args)
 
     def _put(self, wire: Wire) -> None:
         self.keepalive.last_message = self.reactor.now
@@ -213,8 +228,8 @@ class Sender(ABC):
     def flush_soon(self) -> None:
         """Have the hub send what is held when it gets a turn."""
         if not self._is_flush_due:
-            self._is_flush_due = True
             self.reactor.loop.run_callback(self._flush_due)
+            self._is_flush_due = True
 
     def _flush_due(self) -> None:
         self._is_flush_due = False
@@ -235,16 +250,20 @@ class Sender(ABC):
     def _make_room(self, *, wait: bool) -> bool:
         """See to it that the outbox is below its mark; `False` where the message is dropped."""
         outbox, mark = self.outbox, self._settings.send_queue_size
-        outbox.flush()
-        deadline = time.monotonic() + self._settings.send_timeout
+        outbox.push()
+        # By the reactor's time: while the loop is held up, nobody hears that the peer reads.
+        deadline = self.reactor.now + self._settings.send_timeout
         while self.state is State.OPEN and outbox.size >= mark:
             if not wait or self.reactor.is_in_hub():
                 if self._settings.slow_consumer == "drop":
                     self._drop(1)
                     return False
                 raise self._close_slow_consumer()
-            if not outbox.wait_for_room(max(0.0, deadline - time.monotonic())):
+            left = deadline - self.reactor.now
+            if left <= 0:
                 raise self._close_slow_consumer()
+            if not outbox.wait_for_room(left):
+                outbox.push()
         if self.state is not State.OPEN:
             raise ConnectionClosed(self.close_code, self.close_reason)
         return True
