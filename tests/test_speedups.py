@@ -831,7 +831,7 @@ def test_stream_overtakes_nothing_that_the_socket_did_not_take(is_broken: bool) 
         __slots__ = ("is_busy", "size")
 
         def __init__(self) -> None:
-            self.size = 0
+            self.size, self.is_busy = 0, False
 
         def write(self, wire: Any) -> None:
             connection.taken.append(wire)

@@ -297,9 +297,11 @@ static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wir
  * exception. */
 static int deliver_by(Stream *self, PyObject *wire)
 {
-    if (!self->is_open || self->pending || !self->outbox ||
-        peek_slot(&slots.is_busy, self->outbox) == Py_True)
+    if (!self->is_open || self->pending || !self->outbox)
         return 0;
+    PyObject *is_busy = get_slot(&slots.is_busy, self->outbox);
+    if (is_busy != Py_False)
+        return is_busy ? 0 : -1;
     Py_ssize_t waiting = get_waiting(self->outbox);
     if (waiting != 0)
         return waiting < 0 ? -1 : 0;

@@ -149,7 +149,8 @@ class Sender(ABC):
             return True
         if self.outbox.size >= self._settings.send_queue_size and not self._make_room(wait=wait):
             return False
-        self._put(wire)
+        if not self._put(wire):
+            raise ConnectionClosed(self.close_code, self.close_reason)
         return True
 
     def _hand_over(self, wire: Wire) -> bool:
@@ -207,18 +208,27 @@ class Sender(ABC):
             self.reactor.pause()
         function(*args)
 
-    def _put(self, wire: Wire) -> None:
-        self.keepalive.last_message = self.reactor.now
-        self._metrics.messages_sent += 1
-        if self.is_traced:
-            self._trace_sent(wire)
-        if self._worker is None:
-            self.outbox.write(wire)
-        else:
-            self.hold(wire)
-            if self._worker.greenlet is not getcurrent():
-                # Its like comes from the callback that runs, not from whoever sends this.
-                self.outbox.flush()
+    def _put(self, wire: Wire) -> bool:
+        """Queue it; `False` if a signal handler has closed the connection just now."""
+        outbox = self.outbox
+        was_busy, outbox.is_busy = outbox.is_busy, True
+        try:
+            if self.state is not _OPEN:
+                return False
+            self.keepalive.last_message = self.reactor.now
+            self._metrics.messages_sent += 1
+            if self.is_traced:
+                self._trace_sent(wire)
+            if self._worker is None:
+                outbox.write(wire)
+            else:
+                self.hold(wire)
+                if self._worker.greenlet is not getcurrent():
+                    # Its like comes from the callback that runs, not from whoever sends this.
+                    outbox.flush()
+        finally:
+            outbox.is_busy = was_busy
+        return True
 
     def hold(self, wire: Wire) -> None:
         """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
