@@ -22,7 +22,8 @@ ORDER = """
     _speedups exceptions values log django speedups settings config metrics
     protocol net listeners
     registry policy upgrade info admission middleware options upkeep client
-    "" body reading bounds console handler reloader server forwarding gunicorn connect cli __main__
+    "" body reading bounds console handler reloader server forwarding gunicorn
+    connect application sockets cli __main__
 """.replace('""', "_").split()
 
 #: Who alone may import it.

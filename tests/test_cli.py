@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import gevent
@@ -55,6 +56,23 @@ made = Made()
 """
 
 
+FACTORY = """\
+def create_app(name, *, text=""):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [f"{name} {text}".encode()]
+    return app
+def with_defaults(config=None, debug=False):
+    return create_app("default")
+def fails():
+    return 1 / 0
+def nothing():
+    pass
+class namespace:
+    create_app = staticmethod(create_app)
+"""
+
+
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m wsmiddleware …`, to its end."""
     return subprocess.run(
@@ -92,6 +110,17 @@ def has_said(process: Process, text: str, times: int = 1) -> None:
         (["run", "plain:number"], ["plain:number", "int"]),
         (["run", "lazy:app"], ["lazy:app", "ZeroDivisionError", "lazy.py, line 1"]),
         (["run", "lazy:made.app"], ["lazy:made.app", "RuntimeError: not made", "lazy.py, line 4"]),
+        (["run", "factory:create_app"], ["factory:create_app", "'factory:create_app()'"]),
+        (["run", "factory:with_defaults"], ["'factory:with_defaults()'"]),
+        (["run", "factory:create_app()"], ["missing 1 required positional argument: 'name'"]),
+        (["run", "factory:create_app('x', 1, 2)"], ["TypeError", "1 positional argument but 3"]),
+        (["run", "factory:create_app(open)"], ["literals"]),
+        (["run", "factory:create_app(**{})"], ["literals"]),
+        (["run", "factory:create_app('x').app"], ["literals"]),
+        (["run", "factory:create_app('x'"], ["literals"]),
+        (["run", "factory:fails()"], ["ZeroDivisionError", "factory.py, line 9"]),
+        (["run", "factory:nothing()"], ["NoneType"]),
+        (["check", "factory:create_app"], ["'factory:create_app()'"]),
         (["run", "plain:app", "--loud"], ["--loud"]),
         (["run", "plain:app", "--port", "99999"], ["--port", "99999"]),
         (["run", "plain:app", "--host", "256.0.0.1"], ["256.0.0.1:8000"]),
@@ -113,6 +142,7 @@ def test_a_mistake_is_one_line_and_status_2(
     (tmp_path / "mute.py").write_text(MUTE)
     (tmp_path / "lazy.py").write_text(LAZY)
     (tmp_path / "broken.py").write_text("def app(\n")
+    (tmp_path / "factory.py").write_text(FACTORY)
     done = call(tmp_path, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -163,6 +193,46 @@ def test_a_key_that_is_encrypted_or_missing_is_not_called_no_pem(tmp_path: Path)
         assert done.returncode == 2
         assert "an unencrypted key is missing, or not in PEM format" in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("factory:create_app('one', text='two')", "one two"),
+        ("factory:create_app(('a', 1))", "('a', 1) "),
+        ("factory:namespace.create_app(name=1)", "1 "),
+        ("factory:with_defaults()", "default "),
+        ("factory:with_defaults(None, debug=True)", "default "),
+    ],
+)
+def test_run_calls_a_factory_with_its_arguments(tmp_path: Path, spec: str, text: str) -> None:
+    (tmp_path / "factory.py").write_text(FACTORY)
+    with serve_by("run", tmp_path, app=spec) as process:
+        assert process.server.get("/").text == text
+
+
+APPLICATIONS = {
+    "function": "def app(environ, start_response): pass",
+    "any arguments": "def app(*arguments): pass",
+    "class": "class app:\n def __init__(self, environ, start_response): pass",
+    "object": "class App:\n def __call__(self, environ, start_response): pass\napp = App()",
+    "method": "class App:\n def wsgi(self, environ, start_response): pass\napp = App().wsgi",
+    "defaults behind": "def app(environ, start_response, more=None, **others): pass",
+    "partial": "import functools\napp = functools.partial(lambda a, b, c: None, 1)",
+    "no signature": "app = dict",
+}
+
+
+@pytest.mark.parametrize("kind", APPLICATIONS)
+def test_what_may_be_an_application_is_taken_for_no_factory(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "plain.py").write_text(APPLICATIONS[kind])
+    done = call(tmp_path, "check", "plain:app")
+    assert "has no WebSocketMiddleware around it" in done.stderr
+
+
+def test_version_is_told(tmp_path: Path) -> None:
+    done = call(tmp_path, "--version")
+    assert (done.returncode, done.stdout) == (0, f"wsmiddleware {version('wsmiddleware')}\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["check", "-h"]])

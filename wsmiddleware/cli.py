@@ -6,43 +6,40 @@ function that returns its exit status, None for 0.
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import os
 import socket
 import ssl
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from wsmiddleware import sockets
+from wsmiddleware.application import CommandError, load_app, parse_spec
 from wsmiddleware.config import load_settings
 from wsmiddleware.connect import connect
 from wsmiddleware.console import never_block
-from wsmiddleware.exceptions import ListenerError, WebSocketError, text_of
+from wsmiddleware.exceptions import ListenerError, WebSocketError
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.source import file_of
-from wsmiddleware.log import logger, set_up_logging
+from wsmiddleware.log import set_up_logging
 from wsmiddleware.metrics import Metrics
 from wsmiddleware.registry import Registry
 
 __all__ = ["CommandError", "cli", "load_app", "main"]
 
-_BACKLOG = 1024
+# Where it listens unless it is told otherwise.
+_HOST, _PORT = "127.0.0.1", 8000
 
 # Seconds after the grace period for what the application has registered for the exit.
 _EXIT_SECONDS = 1.0
 
 
-class CommandError(click.ClickException):
-    """What the user has to mend, in one line; exit status 2."""
-
-    exit_code = 2
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="wsmiddleware", message="%(prog)s %(version)s")
 def cli() -> None:
     """WebSockets for Flask, Bottle and every other WSGI application."""
 
@@ -67,21 +64,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @cli.command()
 @click.argument("app")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--host", help="Address to listen on; :: is every one, of IPv4 too.  [default: 127.0.0.1]"
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port to listen on; 0 takes a free one.",
+    help="Port to listen on; 0 takes a free one.  [default: 8000]",
+)
+@click.option("--unix", metavar="PATH", help="Unix socket to listen on, in place of an address.")
+@click.option(
+    "--fd",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Inherited socket to serve; systemd's is found without it.",
 )
 @click.option("--certfile", metavar="F", help="PEM file with the certificate chain: https, wss.")
 @click.option("--keyfile", metavar="F", help="PEM file with its private key, if in another file.")
 @click.option("--reload", is_flag=True, help="Restart when code or a listener changes.")
 def run(
-    app: str, host: str, port: int, certfile: str | None, keyfile: str | None, reload: bool
+    app: str,
+    host: str | None,
+    port: int | None,
+    unix: str | None,
+    fd: int | None,
+    certfile: str | None,
+    keyfile: str | None,
+    reload: bool,
 ) -> int:
-    """Serve APP, which is module:callable, on gevent.
+    """Serve APP, which is module:callable or module:factory(), on gevent.
 
     The process is monkey-patched before APP is imported. Prints the URL and the URL of each
     channel. SIGTERM and Ctrl-C tell every client (1001) before the server ends; a second Ctrl-C
@@ -89,21 +100,50 @@ def run(
     """
     from wsmiddleware.reloader import supervise, take_listener
 
-    _check_spec(app)
+    parse_spec(app)
     if keyfile and not certfile:
         raise CommandError("--keyfile goes with --certfile, which is missing")
     listener_fd = take_listener()
     if reload and listener_fd is None:
         _tls_context(certfile, keyfile)
-        return supervise(_listen(host, port))
+        with _listening(host, port, unix, fd) as listener:
+            return supervise(listener)
     _patch()
     never_block()
     context = _tls_context(certfile, keyfile)
     if listener_fd is None:
         application = load_app(app)
-        return _serve(application, _listen(host, port), host, context)
-    listener = socket.socket(fileno=listener_fd)
-    return _serve_reloading(app, listener, host, context)
+        with _listening(host, port, unix, fd) as listener:
+            return _serve(application, listener, host, context)
+    return _serve_reloading(app, socket.socket(fileno=listener_fd), host, context)
+
+
+@contextlib.contextmanager
+def _listening(
+    host: str | None, port: int | None, unix: str | None, fd: int | None
+) -> Iterator[socket.socket]:
+    """The socket that the options name; a Unix socket's file is removed behind it."""
+    given = {"--host": host, "--port": port, "--unix": unix, "--fd": fd}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1 and names != ["--host", "--port"]:
+        raise CommandError(f"{' and '.join(names)}: one says where to listen")
+    try:
+        if fd is None and not names:
+            fd = sockets.handed_over()
+        if unix is not None:
+            listener = sockets.open_unix(unix)
+        elif fd is not None:
+            listener = sockets.take_over(fd)
+        else:
+            listener = sockets.listen(host or _HOST, _PORT if port is None else port)
+    except (OSError, ValueError) as exc:
+        raise CommandError(str(exc)) from exc
+    try:
+        yield listener
+    finally:
+        listener.close()
+        if unix is not None:
+            sockets.remove_unix(unix)
 
 
 @cli.command()
@@ -122,60 +162,6 @@ def check(app: str | None, directory: str | None) -> int:
     except WebSocketError as exc:
         click.echo(str(exc), err=True)
         return 1
-
-
-def load_app(spec: str) -> Callable[..., Any]:
-    """The WSGI callable that ``module:callable`` names, imported from the current directory first.
-
-    Runs the module. Raises `CommandError` with the cause.
-    """
-    name, path = _check_spec(spec)
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        target: Any = importlib.import_module(name)
-        # To look for an attribute may run the user's code as well.
-        for attribute in path.split("."):
-            if not hasattr(target, attribute):
-                raise CommandError(f"cannot import {spec}: {name} has no {path!r}")
-            target = getattr(target, attribute)
-    except (CommandError, KeyboardInterrupt):
-        raise
-    # SystemExit: a module that is a script by mistake; gevent.Timeout: one that waited too long.
-    except BaseException as exc:
-        logger.debug("%s cannot be imported", name, exc_info=exc)
-        raise CommandError(f"cannot import {spec}: {_describe(exc)}") from exc
-    if not callable(target):
-        kind = type(target).__name__
-        raise CommandError(f"cannot serve {spec}: it is of type {kind}, which cannot be called")
-    result: Callable[..., Any] = target
-    return result
-
-
-def _check_spec(spec: str) -> tuple[str, str]:
-    name, _, path = spec.partition(":")
-    if not name or not path:
-        raise CommandError(f"APP is {spec!r}; valid is module:callable, as in app:app")
-    if "/" in name or name.endswith(".py"):
-        module = name.removesuffix(".py").strip("./").replace("/", ".")
-        raise CommandError(f"APP is {spec!r}, a path; a module is meant: {module}:{path}")
-    return name, path
-
-
-def _describe(exc: BaseException) -> str:
-    """One error in one line, with its place in the user's code."""
-    if isinstance(exc, WebSocketError):
-        return str(exc)  # names its place itself
-    text = "; ".join(line.strip() for line in text_of(exc).splitlines() if line.strip())
-    frames = [
-        frame
-        for frame in traceback.extract_tb(exc.__traceback__)
-        if not frame.filename.startswith("<frozen") and frame.filename != importlib.__file__
-    ]
-    # The first frame is ours; an import that fails at once has no other.
-    if isinstance(exc, SyntaxError) or len(frames) < 2:
-        return f"{type(exc).__name__}: {text}"
-    return f"{type(exc).__name__}: {text} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def _patch() -> None:
@@ -204,19 +190,10 @@ def _tls_context(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | 
     return context
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as exc:
-        reason = (exc.strerror or str(exc)).partition(" (")[0]
-        raise CommandError(f"cannot listen on {host}:{port}: {reason}") from exc
-
-
 def _serve(
     app: Callable[..., Any],
     listener: socket.socket,
-    host: str,
+    host: str | None,
     context: ssl.SSLContext | None,
     stopping: Any = None,
 ) -> int:
@@ -224,14 +201,18 @@ def _serve(
     from wsmiddleware.reloader import RELOAD_STATUS
     from wsmiddleware.server import WSGIServer, freeze_heap, serve
 
+    address = listener.getsockname()
+    host = host or (address[0] if isinstance(address, tuple) else "")
     # SERVER_NAME: without it gevent asks the DNS.
     options: dict[str, Any] = {"environ": {"SERVER_NAME": host, "wsgi.multithread": True}}
     if context is not None:
         options["ssl_context"] = context
     server = WSGIServer(listener, app, **options)
 
+    urls = list(sockets.url_of(listener, host, "" if context is None else "s", _channels()))
+
     def announce() -> None:
-        for line in _urls(host, server.server_port, context is not None):
+        for line in urls:
             click.echo(line)
 
     freeze_heap()
@@ -256,7 +237,7 @@ def _exit_within(seconds: float, status: int) -> None:
 
 
 def _serve_reloading(
-    spec: str, listener: socket.socket, host: str, context: ssl.SSLContext | None
+    spec: str, listener: socket.socket, host: str | None, context: ssl.SSLContext | None
 ) -> int:
     """Serve in a child of `supervise` until a file changes, or wait for a change that mends it."""
     import gevent
@@ -294,18 +275,11 @@ def _listener_places() -> tuple[list[Path], list[Path]]:
     return [each.directory for each in known if each.directory], [file for file in files if file]
 
 
-def _urls(host: str, port: int, is_secure: bool) -> Iterator[str]:
-    """The page's URL and that of every channel, as a browser on this machine would write them."""
+def _channels() -> list[str]:
     from wsmiddleware import info
 
-    # Nobody can connect to "every address".
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    secure = "s" if is_secure else ""
-    yield f"http{secure}://{where}/"
-    for middleware in info.middlewares():
-        for channel in middleware.registry.channels.values():
-            yield f"ws{secure}://{where}{channel.pattern}"
+    channels = [each.registry.channels.values() for each in info.middlewares()]
+    return [channel.pattern for each in channels for channel in each]
 
 
 def _check_app(spec: str) -> int:

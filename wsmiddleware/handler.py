@@ -244,7 +244,12 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
         self.websocket = websocket
         if not hasattr(self.server, "clients"):
             self.server.clients = {}
-        self.server.clients[self.client_address] = Client(self.client_address, websocket)
+        self.server.clients[self._client_key] = Client(self.client_address, websocket)
+
+    @property
+    def _client_key(self) -> object:
+        # The stock one's; at a Unix socket all peers have the same address, which is none.
+        return self.client_address or id(self)
 
     def _finish_websocket(self, environ: dict[str, Any]) -> None:
         """What the stock handler does when the application has returned."""
@@ -253,7 +258,7 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
             environ[STOCK_ENVIRON_KEY] = None
         if websocket is None:
             return
-        self.server.clients.pop(self.client_address, None)
+        self.server.clients.pop(self._client_key, None)
         if not websocket.closed:
             websocket.close()
 

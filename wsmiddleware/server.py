@@ -70,6 +70,9 @@ _ACCEPT_NEWS = 60.0
 # the others, to files and to databases: a twentieth, but so many at least.
 _MIN_SPARE = 8
 
+# How an IPv6 socket tells an IPv4 address.
+_MAPPED = "::ffff:"
+
 # Exit status after a second Ctrl-C, as a shell gives it to what SIGINT has killed.
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -314,6 +317,9 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
                 stop_reading(client.ws.handler)
 
     def _make_handler(self, sock: Any, address: Any) -> WebSocketHandler:
+        if isinstance(address, tuple) and address[0].startswith(_MAPPED) and "." in address[0]:
+            # RFC 4291, section 2.5.5.2: it is of IPv4, and known as such to everybody else.
+            address = (address[0].removeprefix(_MAPPED), address[1])
         handler: WebSocketHandler = self.handler_class(sock, address, self)
         if self.head_limits is not None:
             handler.head_limits = self.head_limits

@@ -232,7 +232,8 @@ def running(
         wait_until(is_ready, lambda: f"{ready!r} is not in:\n{process.output}", 3 * PATIENCE)
         found = is_ready()
         assert found
-        process.server = Server(int(found["port"]))
+        if "port" in found.groupdict():
+            process.server = Server(int(found["port"]))
         yield process
     finally:
         popen.terminate()
