@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -176,6 +176,108 @@ def test_disconnect_ends_the_dialling_at_once() -> None:
         with gevent.Timeout(5):
             ws.disconnect()
         assert ws.wait(0)
+
+
+class Own(BaseException):
+    """No `Exception` at all."""
+
+
+def resolve_by(monkeypatch: pytest.MonkeyPatch, resolver: Callable[..., object]) -> None:
+    monkeypatch.setattr(gevent.socket, "getaddrinfo", resolver)
+
+
+@pytest.mark.parametrize(
+    "kind", [OSError, UnicodeError, RuntimeError, MemoryError, SystemExit, gevent.Timeout, Own]
+)
+def test_attempt_that_fails_with_whatever_is_told_and_followed_by_the_next(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    listener = Recorder()
+    resolve, count = gevent.socket.getaddrinfo, 0
+
+    def resolver(*args: Any, **options: Any) -> object:
+        nonlocal count
+        count += 1
+        if count in (2, 3):
+            raise kind
+        return resolve(*args, **options)
+
+    with raw_server(accept) as url:
+        resolve_by(monkeypatch, resolver)
+        ws = create_websocket_client(url, listener, reconnect_attempts=4, **FAST)
+        listener.wait_for("open", times=2)
+        count = -1000
+        ws.disconnect()
+    assert listener.names()[:6] == (
+        ["open", "error unexpected", "close"] + ["error connect"] * 2 + ["open"]
+    )
+    cause = listener.events[3][2]
+    assert kind in (type(cause), type(cause.__cause__))
+    assert ws.wait(0)
+
+
+def test_attempts_that_fail_with_whatever_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Recorder()
+
+    def resolver(*args: Any, **options: Any) -> object:
+        raise RuntimeError
+
+    with raw_server(accept) as url:
+        ws = create_websocket_client(url, listener, reconnect_attempts=2, **FAST)
+        resolve_by(monkeypatch, resolver)
+        assert ws.wait(PATIENCE)
+    assert listener.names() == ["open", "error unexpected", "close"] + ["error connect"] * 2
+
+
+def test_first_connection_that_fails_with_whatever_is_a_handshake_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def resolver(*args: Any, **options: Any) -> object:
+        raise UnicodeError("label too long")
+
+    resolve_by(monkeypatch, resolver)
+    with pytest.raises(HandshakeError, match=r"DNS look-up failed: .*label too long"):
+        create_websocket_client("ws://localhost:1/", object())
+
+
+def test_time_out_of_the_caller_is_the_callers() -> None:
+    with (
+        raw_server(lambda sock: sock.recv(65536) and gevent.sleep(0.5)) as url,
+        pytest.raises(gevent.Timeout),
+        gevent.Timeout(0.05),
+    ):
+        create_websocket_client(url, object())
+
+
+def test_disconnect_never_breaks_off_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the very moment that an attempt fails."""
+    fails, ended = Event(), []
+
+    class Listener(Recorder):
+        def on_error(self, type: str, cause: BaseException, data: bytes | None = None) -> None:
+            super().on_error(type, cause, data)
+            if type == "connect":
+                try:
+                    gevent.sleep(0.05)
+                except BaseException as exc:
+                    ended.append(repr(exc))
+                    raise
+                ended.append("whole")
+
+    def resolver(*args: Any, **options: Any) -> object:
+        asked.set()
+        fails.wait(PATIENCE)
+        raise OSError("no resolver today")
+
+    asked = Event()
+    with raw_server(accept) as url:
+        ws = create_websocket_client(url, Listener(), **FAST)
+        resolve_by(monkeypatch, resolver)
+        assert asked.wait(PATIENCE)
+        fails.set()
+        ws.disconnect(wait=False)
+        assert ws.wait(PATIENCE)
+    assert ended == ["whole"]
 
 
 def test_callback_may_end_it() -> None:

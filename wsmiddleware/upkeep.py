@@ -17,7 +17,6 @@ from greenlet import GreenletExit
 
 from wsmiddleware.exceptions import (
     ConnectionClosed,
-    HandshakeError,
     SlowConsumerError,
     WebSocketError,
 )
@@ -173,10 +172,15 @@ class Upkeep:
             return
         self.is_stopping = True
         self.is_ready = False
-        if self._attempts is not None and self._is_interruptible:
-            self._attempts.kill(block=False)
+        # In the hub: only there is it certain where the attempts are just then.
+        self._loop.reactor.loop.run_callback(self._interrupt)
         if self.connection is not None:
             self.connection.close(code, reason)
+
+    def _interrupt(self) -> None:
+        """End the wait for the next attempt, or the attempt itself; no callback is broken off."""
+        if self._attempts is not None and self._is_interruptible:
+            self._attempts.throw(GreenletExit)
 
     # -- connections --------------------------------------------------------------------------
 
@@ -234,16 +238,25 @@ class Upkeep:
         self._attempts = gevent.spawn(self._reconnect)
 
     def _reconnect(self) -> None:
+        is_attached = False
         try:
-            while not self.is_stopping:
-                try:
-                    if self._attempt():
-                        return
-                except HandshakeError as exc:
-                    self.notifier.error("connect", exc)
-        except GreenletExit:
-            pass
-        self._finish()
+            while not (is_attached or self.is_stopping):
+                is_attached = self._attempt_told()
+        finally:
+            if not is_attached:
+                self._finish()
+
+    def _attempt_told(self) -> bool:
+        """The same as `_attempt`; of what it raises `on_error` is told."""
+        try:
+            return self._attempt()
+        except (GreenletExit, KeyboardInterrupt):
+            self.is_stopping = True
+            raise
+        # Whatever it is, somebody waits for the next attempt or for the end.
+        except BaseException as exc:
+            self.notifier.error("connect", exc)
+            return False
 
     def _attempt(self) -> bool:
         """Wait, then connect; `False` when there have been attempts enough."""
@@ -312,6 +325,13 @@ class _Events:
         self._upkeep.is_ready = False
 
     def closed(self, worker: Worker) -> None:
+        try:
+            self._tell_end(worker)
+        finally:
+            # In any case: somebody waits for the next connection, or for the end.
+            self._upkeep.ended(time.monotonic() - self._opened_at)
+
+    def _tell_end(self, worker: Worker) -> None:
         upkeep, connection = self._upkeep, self._connection
         worker.deadline = NEVER
         kind, cause = ("general", None) if upkeep.is_stopping else self._diagnose()
@@ -320,7 +340,6 @@ class _Events:
             upkeep.notifier.error(kind, cause, data)
         upkeep.notifier.call("on_close")
         worker.rest()
-        lifetime = time.monotonic() - self._opened_at
         _log.info(
             "%s: closed, code %d%s, reason %r, %d bytes in, %d out, %.1f s",
             connection.name,
@@ -329,9 +348,8 @@ class _Events:
             connection.close_reason,
             connection.bytes_received,
             connection.bytes_sent,
-            lifetime,
+            time.monotonic() - self._opened_at,
         )
-        upkeep.ended(lifetime)
 
     def _diagnose(self) -> tuple[ErrorType, WebSocketError | None]:
         """What was wrong with the connection, if anything was, that we did not end ourselves."""

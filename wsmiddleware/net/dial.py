@@ -15,7 +15,7 @@ import gevent
 import gevent.socket
 import gevent.ssl
 
-from wsmiddleware.exceptions import HandshakeError
+from wsmiddleware.exceptions import HandshakeError, text_of
 from wsmiddleware.log import redact
 from wsmiddleware.net.transport import Transport, wrap_socket
 from wsmiddleware.protocol.opening import Agreement, Opening, Response
@@ -41,7 +41,7 @@ def dial(
 ) -> Dialled:
     """Connect and shake hands; blocks the calling greenlet for at most `timeout` seconds.
 
-    Raises `HandshakeError` whatever fails; its cause, where there is one, is the `OSError`.
+    Raises `HandshakeError` whatever fails; its cause, where there is one, is what was raised.
     """
     attempt = _Attempt(target, opening, ssl_context, timeout)
     try:
@@ -52,7 +52,7 @@ def dial(
         raise _failed(target, message) from None
     except HandshakeError as exc:
         raise _failed(target, exc.message, exc.response) from exc.__cause__
-    except OSError as exc:
+    except Exception as exc:  # an OSError; or what a resolver or a TLS context of the user's raises
         message = f"{attempt.step} failed: {_reason(exc)}"
         raise _failed(target, message) from exc
 
@@ -150,7 +150,9 @@ def _failed(target: Target, message: str, response: object | None = None) -> Han
     return HandshakeError(f"cannot connect to {redact(str(target))}: {message}", response)
 
 
-def _reason(exc: OSError) -> str:
+def _reason(exc: Exception) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"certificate not accepted, {exc.verify_message}"
-    return exc.strerror or str(exc) or type(exc).__name__
+    if isinstance(exc, OSError):
+        return exc.strerror or str(exc) or type(exc).__name__
+    return f"{type(exc).__name__}: {text_of(exc)}"
