@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 
 from support import PATIENCE, Server, wait_until
@@ -394,3 +395,64 @@ def count_descriptors() -> int:
                 continue
         count += 1
     return count
+
+
+# -- a server that ends the connection and leaves TCP open ----------------------------------------
+
+ENDINGS = {
+    "close": (CLOSE_1000, ["close"], 1000),
+    "with a reason": (b"\x88\x05\x0f\xa0bye", ["close"], 4000),
+    "empty": (b"\x88\x00", ["close"], 1005),
+    "invalid code": (b"\x88\x02\x03\xe7", ["error frame", "close"], 1006),
+    "half a code": (b"\x88\x01\x03", ["error frame", "close"], 1006),
+    "invalid reason": (b"\x88\x03\x03\xe8\xff", ["error message", "close"], 1006),
+    "masked": (b"\x81\x80\0\0\0\0", ["error frame", "close"], 1006),
+    "invalid text": (b"\x81\x01\xff", ["error message", "close"], 1006),
+    "behind a message": (b"\x81\x02hi" + CLOSE_1000, ["text", "close"], 1000),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("is_read", [True, False])
+def test_end_is_told_when_it_is_known_and_not_when_tcp_ends(ending: str, is_read: bool) -> None:
+    wire, names, code = ENDINGS[ending]
+    listener, leave = Recorder(), gevent.event.Event()
+
+    def end(sock: socket.socket) -> None:
+        accept(sock)
+        if not is_read:
+            # More waits than the kernel takes: even our close frame does not get away.
+            sock.recv(1)
+        sock.sendall(wire)
+        while is_read and sock.recv(65536):
+            pass
+        leave.wait(PATIENCE)
+
+    with raw_server(end) as url:
+        ws = create_websocket_client(url, listener, close_timeout=60, send_queue_size=2**26)
+        if not is_read:
+            ws.send_binary(bytes(2**25))
+        started = time.monotonic()
+        listener.wait_for("close")
+        assert ws.wait(5)
+        ws.disconnect()
+        assert time.monotonic() - started < 5
+        leave.set()
+    assert listener.names() == ["open", *names]
+    assert ws.close_code == code
+
+
+def test_next_connection_does_not_wait_for_tcp_to_end() -> None:
+    listener, leave = Recorder(), gevent.event.Event()
+
+    def end(sock: socket.socket) -> None:
+        accept(sock, CLOSE_1000)
+        leave.wait(PATIENCE)
+
+    with raw_server(end) as url:
+        ws = create_websocket_client(
+            url, listener, close_timeout=60, reconnect=True, reconnect_delay=0.01
+        )
+        listener.wait_for("open", times=3)
+        leave.set()
+        ws.disconnect()

@@ -167,7 +167,8 @@ class WebSocketClient:
         if not wait or upkeep.notifier.is_current() or self._reactor.is_in_hub():
             return
         seconds = self._options.close_timeout
-        while upkeep.connection is not None and upkeep.connection.state is not State.CLOSED:
+        connection = upkeep.connection
+        while not upkeep.done.is_set() and connection and connection.state is not State.CLOSED:
             # It ends by its own time-out, which stands still while the server takes what waits.
             upkeep.done.wait(seconds)
         upkeep.done.wait(seconds)

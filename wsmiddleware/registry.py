@@ -130,8 +130,9 @@ class Registry:
 
     @property
     def unfinished(self) -> int:
-        """Connections that hold a place: arriving, open, or with callbacks still to end."""
-        listed = sum(len(channel.unfinished) for channel in tuple(self.channels.values()))
+        """Connections that hold a place: arriving, open, with callbacks or the socket to end."""
+        channels = tuple(self.channels.values())
+        listed = sum(len(channel.unfinished) + len(channel.lingering) for channel in channels)
         return listed + self._arriving
 
     def members(self) -> Iterator[Member]:
@@ -183,7 +184,7 @@ class Registry:
                 # Again: what was arriving may have been listed meanwhile.
                 self._close_all(code, reason, timeout)
         for channel in tuple(self.channels.values()):
-            for member in tuple(channel.unfinished):
+            for member in (*channel.unfinished, *channel.lingering):
                 member.connection.abort()
         with gevent.Timeout(timeout * 0.2, False):
             while not self._is_settled():

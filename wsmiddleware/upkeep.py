@@ -324,6 +324,9 @@ class _Events:
     def unlist(self) -> None:
         self._upkeep.is_ready = False
 
+    def gone(self) -> None:
+        pass  # nobody waits for that
+
     def closed(self, worker: Worker) -> None:
         try:
             self._tell_end(worker)

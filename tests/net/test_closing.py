@@ -115,12 +115,39 @@ def test_callback_may_close_after_the_peer_has(serve: Serve) -> None:
 
 
 def test_peer_that_keeps_tcp_open_after_the_handshake_is_dropped(serve: Serve) -> None:
-    with peer_of(start(serve, log := Log(), close_timeout=0.2)) as peer:
+    middleware = middleware_for((log := Log()).listener(), close_timeout=0.5)
+    with peer_of(serve(middleware)) as peer:
         peer.send(close_frame(1000))
         assert peer.read_close() == (1000, "")
         peer.read_end()  # our direction has ended
-        assert not log.closes
         closed(log, 1000)
+        assert middleware.registry.unfinished == 1  # its socket holds a place
+        wait_until(lambda: middleware.registry.unfinished == 0)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+@pytest.mark.parametrize(
+    "wire", [close_frame(4000, "bye"), b"\x81\x02hi"], ids=["close", "invalid"]
+)
+def test_on_close_does_not_wait_for_tcp_to_end(serve: Serve, wire: bytes, is_read: bool) -> None:
+    edges: list[str] = []
+    listener = (log := Log()).listener(on_open=lambda self, wsclient: narrow(wsclient))
+    listener.on_last_close = classmethod(lambda cls: edges.append("last"))  # type: ignore[attr-defined]
+    middleware = middleware_for(listener, close_timeout=60)
+    with peer_of(serve(middleware), receive_buffer=4096) as peer:
+        wait_until(lambda: log.clients)
+        if not is_read:
+            log.client.send(b"x" * 500_000)  # so that our close frame waits
+        peer.send(wire)
+        closed(log, *((4000, "bye") if wire[0] == 0x88 else (1006,)))
+        wait_until(lambda: edges)
+        assert middleware.registry.unfinished == 1
+        if not is_read:
+            assert peer.read() == (BINARY, b"x" * 500_000)
+        assert peer.read_close()[0] == (4000 if wire[0] == 0x88 else 1002)
+        peer.read_end()
+    wait_until(lambda: middleware.registry.unfinished == 0)
+    assert log.closes[1:] == [] and edges == ["last"]
 
 
 # -- we close ---------------------------------------------------------------------------------
@@ -290,18 +317,20 @@ def test_violation_fails_the_connection_after_what_came_before(
 
 
 def test_unread_input_does_not_destroy_our_close_frame(serve: Serve) -> None:
-    with peer_of(start(serve, log := Log())) as peer:
+    middleware = middleware_for((log := Log()).listener())
+    with peer_of(serve(middleware)) as peer:
         sender = gevent.spawn(peer.send, b"\x81\x02hi", b"x" * 4_000_000)
         gevent.sleep(0.1)  # for the reset to overtake, were there one
         assert peer.read_close()[0] == 1002
         sender.get(timeout=10)
         peer.read_end()
-        assert not log.closes, "closed before all was read"
+        assert middleware.registry.unfinished == 1, "the socket was closed before all was read"
     closed(log, 1006)
 
 
 def test_violation_in_answer_to_our_close_is_read_to_its_end(serve: Serve) -> None:
-    with peer_of(serve(middleware_for((log := Log()).listener()))) as peer:
+    middleware = middleware_for((log := Log()).listener())
+    with peer_of(serve(middleware)) as peer:
         wait_until(lambda: log.clients)
         log.client.close(4000)
         sender = gevent.spawn(peer.send, b"\x81\x02hi", b"x" * 4_000_000)
@@ -309,7 +338,7 @@ def test_violation_in_answer_to_our_close_is_read_to_its_end(serve: Serve) -> No
         assert peer.read_close() == (4000, "")
         sender.get(timeout=10)
         peer.read_end()
-        assert not log.closes, "closed before all was read"
+        assert middleware.registry.unfinished == 1, "the socket was closed before all was read"
 
 
 def test_violation_in_answer_to_our_close_leaves_it_intact(serve: Serve) -> None:

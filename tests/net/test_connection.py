@@ -260,7 +260,7 @@ def test_trace_shows_every_frame(serve: Serve, caplog: pytest.LogCaptureFixture)
         assert peer.read()[0] in (TEXT, PONG)
         peer.send(close_frame(4000, "bye"))
         peer.read_close()
-    wait_until(lambda: log.closes)
+    wait_until(lambda: caplog.messages[-1] == f"{log.client.id}: closed")
     told = [r.getMessage() for r in caplog.records if r.levelno == 5]
     lines = [line.split(" ", 1)[1] for line in told if line.startswith(log.client.id)]
     assert "< text, 5" in lines

@@ -53,6 +53,8 @@ class Channel:
         self.metrics = metrics
         #: Connections whose last callback has not ended yet; more than are open.
         self.unfinished: set[Member] = set()
+        #: Those whose last callback has ended, while the last frame is on its way to the peer.
+        self.lingering: set[Member] = set()
         #: Its path in a URL as the class has it, parameters and all; its registry sets it.
         self.pattern = ""
         #: Called when nothing runs or is due any more.
@@ -112,9 +114,15 @@ class Channel:
     def finished(self, member: Member) -> None:
         """The last callback of a connection has ended."""
         self.unfinished.discard(member)
+        self.lingering.add(member)
         if not self.unfinished:
             self._edges.wake()
             self.settle()
+
+    def gone(self, member: Member) -> None:
+        """The socket of a connection has ended."""
+        self.lingering.discard(member)
+        self.settle()
 
     def settle(self) -> None:
         """Tell whoever waits for it that nothing runs or is due any more."""
@@ -123,8 +131,8 @@ class Channel:
 
     @property
     def is_settled(self) -> bool:
-        """True when every callback of every connection, and of every edge, has ended."""
-        return not self.unfinished and self._edges.is_idle
+        """True when all connections have gone, and every callback of theirs and of edges ended."""
+        return not self.unfinished and not self.lingering and self._edges.is_idle
 
     # -- groups -------------------------------------------------------------------------------
 

@@ -255,6 +255,10 @@ class Member(Instance):
         finally:
             self._channel.finished(self)
 
+    def gone(self) -> None:
+        """The socket has ended too. Any greenlet; never blocks."""
+        self._channel.gone(self)
+
     def _tell_end(self) -> None:
         connection, channel = self.connection, self._channel
         code = connection.close_code

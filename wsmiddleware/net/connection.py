@@ -55,6 +55,7 @@ class Connection(Link):
     __slots__ = (
         "_bytes_received",
         "_due",
+        "_has_told_end",
         "_inbox",
         "_is_discarding",
         "_is_opened",
@@ -73,6 +74,7 @@ class Connection(Link):
         #: Messages that wait for a worker, and in reverse those that one is at. Never replaced.
         self._inbox: list[str | bytes] = []
         self._due: Due = []
+        self._has_told_end = False
         self._is_discarding = False
         self._is_opened = False
         #: Input is left where it is for the moment.
@@ -371,19 +373,28 @@ class Connection(Link):
                 return
         if self._ending is not None and self.state is _OPEN:
             self._answer_ending(self._ending)
-        if self.state is _CLOSED and worker.is_alone():
-            receiver, self._receiver = self._receiver, NOBODY
-            self.reactor.forget(self)
-            if self.stream is not None:
-                self.stream.stop()
-            self._tell_lost_replies()
-            receiver.closed(worker)
+        if self.state is not _OPEN and worker.is_alone():
+            self._tell_end(worker)
 
     def _is_anything_due(self) -> bool:
         if self.state is _CLOSED:
             return self._receiver is not NOBODY
-        is_ending = self._ending is not None and self.state is _OPEN
+        is_ending = self._ending is not None and not self._has_told_end
         return bool(self._inbox or self._due or is_ending or not self._is_opened)
+
+    def _tell_end(self, worker: Worker) -> None:
+        """`closed` as soon as the end is known; `gone` when the socket has ended too."""
+        is_known = self._ending is not None or self.state is _CLOSED
+        if is_known and not self._has_told_end:
+            self._has_told_end = True
+            if self.stream is not None:
+                self.stream.stop()
+            self._tell_lost_replies()
+            self._receiver.closed(worker)
+        if self.state is _CLOSED:
+            receiver, self._receiver = self._receiver, NOBODY
+            self.reactor.forget(self)
+            receiver.gone()
 
     def reply(self, wire: Wire) -> None:
         """Send what a callback returned, from its worker. May block for room; raises nothing."""
@@ -410,7 +421,7 @@ class Connection(Link):
     def reply_lost(self) -> None:
         """A callback's reply has nobody to go to any more: at the end one line tells of all."""
         self._lost_replies += 1
-        if self._receiver is NOBODY:  # that was the end
+        if self._has_told_end:
             self._tell_lost_replies()
 
     def _tell_lost_replies(self) -> None:

@@ -19,7 +19,7 @@ TURN = 0.005
 class Receiver(Protocol):
     """Who gets what a connection receives.
 
-    All but `is_busy` and `unlist` run in a worker and may block.
+    All but `is_busy`, `unlist` and `gone` run in a worker and may block.
     One that has a true attribute ``is_told_of_pings`` gets `Ping` and `Pong` in `received` too, in
     the order of their coming; a ping has been answered by then.
     """
@@ -37,7 +37,10 @@ class Receiver(Protocol):
         """The connection is no longer open. From any greenlet; must not block."""
 
     def closed(self, worker: Worker) -> None:
-        """The last call."""
+        """Nothing more will come. The socket may live on, to take our last frame to the peer."""
+
+    def gone(self) -> None:
+        """The last call: the socket has ended too. Must not block."""
 
 
 class _Nobody:
@@ -50,6 +53,7 @@ class _Nobody:
 
     def unlist(self) -> None: ...
     def closed(self, worker: Worker) -> None: ...
+    def gone(self) -> None: ...
 
 
 #: A receiver that does nothing.
