@@ -69,6 +69,16 @@ def test_channel_is_reached_by_its_name(path: str, server: Server) -> None:
     assert first_message(server, path) == "echo []"
 
 
+@pytest.mark.parametrize("form", ["%{:02X}", "raw"])
+def test_no_byte_behind_a_name_leads_to_its_channel_but_a_slash(form: str, server: Server) -> None:
+    # What a proxy took for another path would pass by its rules.
+    for byte in range(256):
+        behind = chr(byte) if form == "raw" else form.format(byte)
+        if chr(byte) in ("/?" if form == "raw" else "/"):
+            continue
+        assert handshake(server, f"/ws/echo{behind}").status in (400, 404), behind
+
+
 def test_channel_name_may_be_any_identifier(serve: Serve, listener_dir: Any) -> None:
     source = """
         class L(WebSocketListener):
