@@ -281,7 +281,8 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
             signal.signal(number, self.handle_exit)
         queue = getattr(master, "SIG_QUEUE", None)
         while queue is not None and not queue.empty():
-            self.alive = self.alive and queue.get_nowait() not in _ENDS
+            if queue.get_nowait() in _ENDS:
+                self.alive = False
         super().init_process()
 
     def init_signals(self) -> None:
