@@ -465,3 +465,69 @@ def test_check_shows_a_wrong_setting(tmp_path: Path) -> None:
     assert "websocket.json" in done.stderr
     assert "idleTimeout" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["app:app"], ["app:app", "--directory", "websockets"]])
+def test_check_shows_wrong_settings_and_broken_listeners_at_once(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    write_app(tmp_path, APP, echo=ECHO, **BROKEN_LISTENERS)
+    (tmp_path / "websocket.json").write_text('{"idleTimeout": "soon", "idleTime": 1}')
+    done = call(tmp_path, "check", *arguments)
+    assert done.returncode == 1
+    files = [f"{name}.py" for name in BROKEN_LISTENERS]
+    for words in ('"idleTimeout"', '"idleTime"', *files):
+        assert words in done.stderr
+    assert "echo: Echo (" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+GOOD = '{"directory": "websockets"}'
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended"),
+    [
+        ('{"idleTimeout": "soon"}', GOOD),
+        ('{"idleTimeout": ', GOOD),
+        ('{"idleTimeout": "soon"}', None),
+        ('{"directory": "elsewhere"}', "elsewhere"),
+    ],
+    ids=["value", "syntax", "deleted", "directory"],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_reload_waits_for_broken_settings(
+    tmp_path: Path, broken: str, mended: str | None, is_first: bool
+) -> None:
+    app = APP.replace("WebSocketMiddleware(page)", "WebSocketMiddleware(page, config='c/ws.json')")
+    (tmp_path / "c").mkdir()
+    write_app(tmp_path, app, echo=ECHO)
+    (tmp_path / "websockets").rename(tmp_path / "c" / "websockets")
+    file = tmp_path / "c" / "ws.json"
+    file.write_text(broken if is_first else GOOD)
+    arguments = ["wsmiddleware", "run", "app:app", "--port", "0", "--reload"]
+    ready = "waiting for a change" if is_first else "/ws/echo\n"
+    with running(arguments, cwd=tmp_path, env=environment(tmp_path), ready=ready) as process:
+        if not is_first:
+            file.write_text(broken)
+            has_said(process, "waiting for a change")
+        assert "ws.json" in process.output
+        if mended is None:
+            file.unlink()
+        elif mended == "elsewhere":
+            (tmp_path / "c" / "websockets").rename(tmp_path / "c" / "elsewhere")
+        else:
+            file.write_text(mended)
+        has_said(process, "/ws/echo\n", 1 if is_first else 2)
+
+
+def test_reload_waits_for_each_of_several_broken_listeners(tmp_path: Path) -> None:
+    write_app(tmp_path, APP, one="def (", two="def (")
+    arguments = ["wsmiddleware", "run", "app:app", "--port", "0", "--reload"]
+    env = environment(tmp_path)
+    with running(arguments, cwd=tmp_path, env=env, ready="waiting for a change") as process:
+        for times, name in ((2, "two"), (2, "one")):
+            listener = tmp_path / "websockets" / f"{name}.py"  # and nothing beside it
+            listener.write_text("import wsmiddleware as w\nclass L(w.WebSocketListener): pass\n")
+            has_said(process, "waiting for a change", times)
+        has_said(process, "/ws/one\n")

@@ -7,6 +7,7 @@ function that returns its exit status, None for 0.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import ssl
@@ -19,10 +20,10 @@ import click
 
 from wsmiddleware import sockets
 from wsmiddleware.application import CommandError, load_app, parse_spec
-from wsmiddleware.config import load_settings
+from wsmiddleware.config import Settings, load_settings
 from wsmiddleware.connect import connect
 from wsmiddleware.console import never_block
-from wsmiddleware.exceptions import ListenerError, WebSocketError
+from wsmiddleware.exceptions import ConfigError, ListenerError, WebSocketError
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.source import file_of
 from wsmiddleware.log import set_up_logging
@@ -155,12 +156,23 @@ def check(app: str | None, directory: str | None) -> int:
     Prints each channel with its class, or each error with its place; exit status 1 on any.
     """
     _patch()
+    status = 0
+    if app is not None:
+        status = _check(functools.partial(_check_app, app))
+    if app is None or directory is not None:
+        status = max(status, _check(functools.partial(_check_directory, directory)))
+    return status
+
+
+def _check(part: Callable[[], int]) -> int:
+    """Run a part of `check`; where settings are wrong, show what is wrong with listeners too."""
     try:
-        if app is None or directory is not None:
-            return max(_check_app(app) if app else 0, _check_directory(directory))
-        return _check_app(app)
+        return part()
     except WebSocketError as exc:
         click.echo(str(exc), err=True)
+        if isinstance(exc, ConfigError):
+            for place in filter(Path.is_dir, exc.places):
+                _check_listeners(Settings(directory=place))
         return 1
 
 
@@ -307,9 +319,13 @@ def _check_directory(directory: str | None) -> int:
     is_made = file.exists() or not file.parent.is_dir()
     overrides = {} if directory is None else {"directory": directory}
     settings = load_settings(None if is_made else False, overrides)
-    status = 0
+    return _check_listeners(settings)
+
+
+def _check_listeners(settings: Settings) -> int:
     if settings.directory is None or not settings.directory.is_dir():
-        return status
+        return 0
+    status = 0
     for name, result in Registry(settings, Metrics(), "").load(settings.directory):
         if isinstance(result, ListenerError):
             click.echo(f"{name}: {result}", err=True)

@@ -102,10 +102,15 @@ def load_settings(
         **_from_environ(environ, base, errors),
         **_from_keywords(dict(overrides or {}), base, errors),
     }
-    raise_all(errors, "settings are wrong")
+    directory, is_default, place = _directory(found.get("directory"), path.parent if path else base)
+    try:
+        raise_all(errors, "settings are wrong")
+        _check_directory(directory, place, is_default=is_default)
+    except ConfigError as exc:
+        exc.places = (directory,) if path is None else (directory, path)
+        raise
     checked = {name: item.value for name, item in found.items()}
-    folder = path.parent if path else base
-    checked["directory"] = _directory(found.get("directory"), folder)
+    checked["directory"] = directory
     return Settings(
         config_file=path if path and os.path.exists(path) else None,
         sources={name: item.place for name, item in found.items()},
@@ -237,19 +242,21 @@ def _make_file(path: Path) -> None:
         logger.warning("%s: cannot be made (%s), going on with the defaults", path, exc.strerror)
 
 
-def _directory(found: _Found | None, folder: Path) -> Path:
+def _directory(found: _Found | None, folder: Path) -> tuple[Path, bool, str]:
+    """The listener directory, whether that is the default one, and the words for where it stood."""
     default = folder / "websockets"
     if found is None:
-        path, is_default, place = default, True, "the default"
-    else:
-        text = re.sub(r"\{(config-dir|lucee-config)\}", lambda _: str(folder), found.value)
-        path = Path(os.path.abspath(found.start / text))
-        # The file that we made ourselves spells the default out; it is the default all the same.
-        is_default, place = found.is_in_file and path == default, found.place
+        return default, True, "the default"
+    text = re.sub(r"\{(config-dir|lucee-config)\}", lambda _: str(folder), found.value)
+    path = Path(os.path.abspath(found.start / text))
+    # The file that we made ourselves spells the default out; it is the default all the same.
+    return path, found.is_in_file and path == default, found.place
+
+
+def _check_directory(path: Path, place: str, *, is_default: bool) -> None:
     if os.path.isdir(path):
-        return path
+        return
     if os.path.exists(path) or not is_default:
         what = "is not a directory" if os.path.exists(path) else "does not exist"
         raise ConfigError(f"{place}: the listener directory {path} {what}")
     logger.warning("the listener directory %s does not exist: no listener is loaded from it", path)
-    return path

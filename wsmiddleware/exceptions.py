@@ -18,6 +18,7 @@ not be sent, say) is a plain ``ValueError``: that is the caller's mistake, not t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = [
     "ConfigError",
@@ -32,6 +33,9 @@ __all__ = [
 
 class WebSocketError(Exception):
     """The base of every error that this package raises on purpose."""
+
+    #: Files and folders in which a start that failed may be mended, beside those of the traceback.
+    places: tuple[Path, ...] = ()
 
 
 class ConfigError(WebSocketError):
@@ -110,4 +114,6 @@ def raise_all(errors: Sequence[WebSocketError], heading: str) -> None:
         raise errors[0]
     if errors:
         lines = "\n".join(f"  {error}" for error in errors)
-        raise type(errors[0])(f"{len(errors)} {heading}:\n{lines}") from errors[0]
+        joined = type(errors[0])(f"{len(errors)} {heading}:\n{lines}")
+        joined.places = errors[0].places
+        raise joined from errors[0]

@@ -90,6 +90,8 @@ class WebSocketMiddleware:
         if directory is not None and directory.is_dir():
             found = [result for _, result in self.registry.load(directory)]
             errors = [result for result in found if isinstance(result, ListenerError)]
+            for error in errors:
+                error.places = (directory,)
             raise_all(errors, "listeners cannot be loaded")
         info.add(self)
         if is_stock_worker():

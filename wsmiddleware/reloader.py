@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
+from wsmiddleware.exceptions import WebSocketError
+
 __all__ = ["RELOAD_STATUS", "Files", "error_places", "supervise", "take_listener"]
 
 #: A child's exit status that asks its parent for the next one.
@@ -103,15 +105,19 @@ class Files:
 def error_places(exc: BaseException) -> tuple[list[Path], list[Path]]:
     """The directories and files where a failed start may be mended: all that took part in `exc`."""
     files = set()
+    places: set[Path] = set()
     current: BaseException | None = exc
     while current is not None:
+        if isinstance(current, WebSocketError):
+            places |= {*current.places}
         files |= {Path(frame.filename) for frame in traceback.extract_tb(current.__traceback__)}
         if isinstance(current, SyntaxError) and current.filename:
             files.add(Path(current.filename))
         current = current.__cause__ or current.__context__
     found = [file for file in files if file.is_file()]
     # The module that is not there yet would come beside them.
-    return [Path.cwd(), *{file.parent for file in found}], found
+    directories = {file.parent for file in found} | {place for place in places if place.is_dir()}
+    return [Path.cwd(), *directories], [*found, *places]
 
 
 class _Parent:
