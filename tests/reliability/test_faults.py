@@ -359,6 +359,7 @@ def test_nothing_but_time_stamps_reads_the_clock_on_the_wall() -> None:
         "wsmiddleware/listeners/session.py: time.time()",  # opened_at
         "wsmiddleware/connect.py: datetime.now()",  # what the command line shows
         "wsmiddleware/handler.py: time.time()",  # the access log
+        "wsmiddleware/reading.py: time.time()",  # the same, for what is refused
     }
 
 
