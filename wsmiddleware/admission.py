@@ -134,6 +134,7 @@ class Admission:
         if scope is not None or channel.contract.joins_handshake:
             # For nothing of the user's there is none to start: 4 % of a connect.
             timer = gevent.Timeout.start_new(self._settings.request_timeout)
+            self._registry.reactor.start_clock()  # it sees who holds the loop
             # As before a view: one that an earlier request has left may be dead by now.
             close_connections()
         try:

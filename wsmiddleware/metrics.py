@@ -39,3 +39,8 @@ class Metrics(Counts):
         self.dropped = 0
         #: Times that reading paused because of ``max_message_rate``.
         self.throttled = 0
+
+    def progress(self) -> object:
+        """What differs once a callback has ended and another has begun, but for a few."""
+        opened, closed = sum(self.opened.values()), sum(self.closed.values())
+        return self.messages_received, opened, closed

@@ -154,7 +154,7 @@ class Registry:
     def reactor(self) -> Reactor:
         """What all connections run on; made at the first, after any fork, in its thread."""
         if self._reactor is None:
-            self._reactor = Reactor(step_for(*self._timeouts()))
+            self._reactor = Reactor(step_for(*self._timeouts()), self._metrics.progress)
         return self._reactor
 
     def is_here(self) -> bool:

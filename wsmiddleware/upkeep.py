@@ -58,7 +58,8 @@ def loop_of_this_thread(step: float) -> Loop:
         _loops.hub, _loops.by_step = hub, {}
     by_step: dict[float, Loop] = _loops.by_step
     if step not in by_step:
-        by_step[step] = Loop(Reactor(step), Metrics())
+        metrics = Metrics()
+        by_step[step] = Loop(Reactor(step, metrics.progress), metrics)
     return by_step[step]
 
 

@@ -19,6 +19,7 @@ from gevent import monkey
 from gevent.hub import Hub, Waiter
 
 from wsmiddleware.log import log as _log
+from wsmiddleware.net.holdups import HoldUps
 from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.speedups import Ready
 
@@ -86,7 +87,7 @@ class Reactor:
     nobody else late. One timer serves all connections and runs only while there are any.
     """
 
-    def __init__(self, step: float = 0.25) -> None:
+    def __init__(self, step: float = 0.25, progress: Callable[[], object] = lambda: None) -> None:
         _keep_freed_memory()
         self.hub: Hub = gevent.get_hub()
         self.loop = self.hub.loop
@@ -95,6 +96,9 @@ class Reactor:
         self.ready = None if Ready is None else Ready(self.pool)
         self.now = 0.0
         self._thread_id = _get_thread_id()
+        #: What differs once a callback has ended and another has begun; for who holds the loop.
+        self.progress = progress
+        self._hold_ups = HoldUps.of(self.hub, self._thread_id)
         self._step = step
         #: What is watched, by the step of the clock at which it is looked at.
         self._slots: dict[int, set[Ticking]] = {}
@@ -226,6 +230,9 @@ class Reactor:
             timer = self.loop.timer(self._step, self._step)
             timer.start(self._tick)
             self._timer = timer
+            self.loop.update_now()
+            self._hold_ups.set_clock(self._last)
+            self._hold_ups.start(self)
 
     def _tick(self) -> None:
         """Once a step. Whatever fails here is tried again at the next one."""
@@ -239,12 +246,14 @@ class Reactor:
             self._timer.stop()
             self._timer.close()
             self._timer = None
+            self._hold_ups.stop(self)
             self.pool.dismiss()
 
     def _advance(self) -> None:
         clock = time.monotonic()
         self.now += min(clock - self._last, 2 * self._step)
         self._last = clock
+        self._hold_ups.set_clock(clock)
         if self.ready is not None:
             self.ready.tick(self.now)
         while self._slot < int(self.now / self._step):
