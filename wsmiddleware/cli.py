@@ -226,6 +226,8 @@ def _serve(
     def announce() -> None:
         for line in urls:
             click.echo(line)
+        for line in _notes():
+            click.echo(f"wsmiddleware: {line}", err=True)
 
     freeze_heap()
     code = serve(server, stopping, announce)
@@ -292,6 +294,21 @@ def _channels() -> list[str]:
 
     channels = [each.registry.channels.values() for each in info.middlewares()]
     return [channel.pattern for each in channels for channel in each]
+
+
+def _notes() -> Iterator[str]:
+    """What a start without any channel says: somebody meant to have one."""
+    from wsmiddleware import info
+
+    if not info.middlewares():
+        yield "the application has no WebSocketMiddleware around it: it serves no WebSocket"
+    for middleware in info.middlewares():
+        if not middleware.registry.channels:
+            what = "a <channel>.py in the listener directory, or middleware.register()"
+            found = "does not exist"
+            if middleware.directory is not None and middleware.directory.is_dir():
+                found = "holds no listener"
+            yield f"there is no channel: {middleware.directory} {found}; {what} makes one"
 
 
 def _check_app(spec: str) -> int:

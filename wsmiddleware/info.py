@@ -15,6 +15,7 @@ import gevent
 
 from wsmiddleware.listeners.instance import Instance, Items
 from wsmiddleware.log import LOGGER_NAME
+from wsmiddleware.log import log as _log
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.speedups import IMPLEMENTATION
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from wsmiddleware.middleware import WebSocketMiddleware
 
 __all__ = ["Info", "Instance", "add", "middlewares", "publish", "shutdown", "websocket_info"]
+
 
 _middlewares: list[weakref.ref[WebSocketMiddleware]] = []
 
@@ -137,12 +139,31 @@ def publish(channel: str, message: object, group: str | None = None) -> bool:
     One to very many lets other greenlets run in between.
     Raises `LookupError` when no middleware has that channel, `TypeError` for what JSON cannot hold.
     """
-    found = [m.registry.channels[channel] for m in middlewares() if channel in m.registry.channels]
+    known = middlewares()
+    found = [m.registry.channels[channel] for m in known if channel in m.registry.channels]
     if not found:
-        known = sorted({name for m in middlewares() for name in m.registry.channels})
-        raise LookupError(f"no channel {channel!r}; there are: {', '.join(known) or 'none'}")
+        names = sorted({name for m in known for name in m.registry.channels})
+        raise LookupError(f"no channel {channel!r}; there are: {', '.join(names) or 'none'}")
+    if not any(m.is_serving for m in known):
+        _warn_of_nobody(known[0])
     results = [target.broadcast(message, group) for target in found]
     return all(results)
+
+
+def _warn_of_nobody(middleware: WebSocketMiddleware) -> None:
+    """Say once that nobody can be connected to this process."""
+    if not middleware.has_warned_of_nobody:
+        middleware.has_warned_of_nobody = True
+        _log.warning(
+            "publish() reaches nobody: this process has served no request, and other processes "
+            "are not reached. Publish from the process that serves, in a view of it for one"
+        )
+
+
+def start_serving() -> None:
+    """Tell the middlewares that a server begins: clients may come from now on."""
+    for middleware in middlewares():
+        middleware.is_serving = True
 
 
 def shutdown(code: CloseCode, timeout: float) -> None:

@@ -83,6 +83,10 @@ class WebSocketMiddleware:
         self.metrics = Metrics()
         self.registry = Registry(self.settings, self.metrics, self.prefix)
         self._admission = Admission(self.registry, self.settings, request_context)
+        #: A server runs, or has asked for something.
+        self.is_serving = False
+        #: `publish` has said that nobody hears it.
+        self.has_warned_of_nobody = False
         self._has_warned = False
         # As PATH_INFO has it: UTF-8 read as latin-1.
         self._mount = f"{self.prefix}/".encode().decode("latin-1")
@@ -120,6 +124,7 @@ class WebSocketMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """WSGI: take over what is below the prefix, pass on the rest."""
+        self.is_serving = True
         if not environ.get("PATH_INFO", "").startswith(self._mount):
             return self.app(environ, start_response)
         capability = find_upgrade(environ)

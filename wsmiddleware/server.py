@@ -23,7 +23,7 @@ from typing import Any
 
 import gevent
 import gevent.socket
-from gevent import pywsgi
+from gevent import monkey, pywsgi
 from gevent.event import AsyncResult, Event
 from greenlet import GreenletExit
 
@@ -201,6 +201,12 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
     def start(self) -> None:
         """Accept connections; not after `start_draining`, which a signal may bring before."""
         super().start()
+        info.start_serving()
+        if not monkey.is_module_patched("socket"):
+            _logger.warning(
+                "the process is not monkey-patched: a callback that waits holds everybody up. "
+                "Begin the program with: from gevent import monkey; monkey.patch_all()"
+            )
         if self.is_draining:
             self.close()
 

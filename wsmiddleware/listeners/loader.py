@@ -41,6 +41,7 @@ def listener_files(directory: str | os.PathLike[str]) -> list[Path]:
     except OSError as exc:
         raise ListenerError(f"{directory}: cannot be read: {exc.strerror}") from exc
     inside = Path(os.path.realpath(directory))
+    _warn_of_package(inside)
     return [path for path in entries if path.suffix == ".py" and _is_channel(path, inside)]
 
 
@@ -60,6 +61,20 @@ def load_file(path: str | os.PathLike[str]) -> type[WebSocketListener]:
         logger.debug("%s: cannot be loaded", file, exc_info=exc)
         raise ListenerError(_describe(file, exc)) from exc
     return _choose(file, module)
+
+
+def _warn_of_package(directory: Path) -> None:
+    """A folder with an ``__init__.py`` is imported before what is installed under its name."""
+    if not (directory / "__init__.py").exists():
+        return
+    others = [path for path in sys.path if Path(os.path.realpath(path)) != directory.parent]
+    hidden = importlib.machinery.PathFinder.find_spec(directory.name, others)
+    if hidden is not None and hidden.origin is not None:
+        logger.warning(
+            "%s: makes the folder a package, which hides %s: delete it, listeners need none",
+            directory / "__init__.py",
+            os.path.dirname(hidden.origin),
+        )
 
 
 def _is_channel(path: Path, inside: Path) -> bool:
