@@ -101,9 +101,10 @@ class HoldUps:
     def _others(self, reactor: Watched) -> tuple[weakref.ref[Watched], ...]:
         return tuple(ref for ref in self._reactors if ref() not in (None, reactor))
 
-    def set_clock(self, clock: float) -> None:
-        """Tell what `time.monotonic()` is when the loop, which keeps a time of its own, turns."""
-        self._offset = clock - self._loop.now()
+    def set_clock(self) -> None:
+        """Compare the clock with the loop's own time; again at times, should one be put right."""
+        self._loop.update_now()
+        self._offset = time.monotonic() - self._loop.now()
 
     def _run(self, token: object) -> None:
         look, due = _Look(self._loop), time.monotonic()

@@ -230,8 +230,7 @@ class Reactor:
             timer = self.loop.timer(self._step, self._step)
             timer.start(self._tick)
             self._timer = timer
-            self.loop.update_now()
-            self._hold_ups.set_clock(self._last)
+            self._hold_ups.set_clock()
             self._hold_ups.start(self)
 
     def _tick(self) -> None:
@@ -253,7 +252,7 @@ class Reactor:
         clock = time.monotonic()
         self.now += min(clock - self._last, 2 * self._step)
         self._last = clock
-        self._hold_ups.set_clock(clock)
+        self._hold_ups.set_clock()
         if self.ready is not None:
             self.ready.tick(self.now)
         while self._slot < int(self.now / self._step):
