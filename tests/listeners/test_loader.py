@@ -210,11 +210,12 @@ def test_cause_is_chained_logged_and_no_module_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "websocket")
+    before = set(sys.modules)
     with pytest.raises(ListenerError) as info:
         load_file(write(tmp_path, "chat.py", "1 / 0"))
     assert isinstance(info.value.__cause__, ZeroDivisionError)
     assert "Traceback" in caplog.text
-    assert not [name for name in sys.modules if name.endswith(".chat")]
+    assert not [name for name in set(sys.modules) - before if name.endswith(".chat")]
 
 
 def test_failed_second_load_leaves_the_first_module(tmp_path: Path) -> None:
