@@ -20,7 +20,7 @@ EXTENSION = PACKAGE / "_extension"
 #: From the lowest to the highest; "" is the package itself. A new module is given its place here.
 ORDER = """
     _speedups exceptions values log django speedups settings config metrics
-    protocol net listeners
+    protocol net backplane listeners
     registry policy upgrade info admission middleware options upkeep client
     "" body reading bounds console handler reloader server forwarding gunicorn
     connect application sockets cli __main__
@@ -126,6 +126,14 @@ def test_protocol_knows_bytes_only() -> None:
         found |= {name.split(".")[0] for name in imports_of(file)}
     assert found <= sys.stdlib_module_names | {"wsmiddleware"}
     assert not found & NOT_IN_PROTOCOL
+
+
+def test_backplane_waits_for_sockets_and_locks_of_its_own() -> None:
+    # A process that serves nobody publishes too: in its threads, without gevent.
+    for file in (PACKAGE / "backplane").glob("*.py"):
+        found = {name.split(".")[0] for name in imports_of(file)}
+        assert not found & {"gevent", "greenlet"}, file
+        assert {rank(name) for name in own_imports_of(file)} <= {rank("backplane"), 1}, file
 
 
 def test_middleware_and_handler_meet_only_in_the_environ() -> None:
