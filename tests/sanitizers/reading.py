@@ -177,16 +177,21 @@ def receive_all(engine: Engine, data: bytes) -> list[Event]:
 
 def compare(found: list[Event], expected: list[Event], script: Script) -> None:
     """Both have given the same, each message of the same type."""
-    if script.window_bits and expected and isinstance(expected[-1], Fail):
+    is_compressed = script.window_bits > 0
+    if is_compressed and expected and isinstance(expected[-1], Fail):
         # Of a compressed frame the extension waits for the end before it looks.
         expected = expected[: max(len(found), len(expected) - 1)]
-    got, wanted = [*map(describe, found)], [*map(describe, expected)]
+    got = [describe(event, is_compressed) for event in found]
+    wanted = [describe(event, is_compressed) for event in expected]
     assert got == wanted, f"the extension gave {got!r:.1000}, the engine {wanted!r:.1000}"
 
 
-def describe(event: Event) -> object:
-    # Of two faults in one message the pieces decide which one shows first: a reason is none.
-    return event.code if isinstance(event, Fail) else (type(event), event)
+def describe(event: Event, is_compressed: bool) -> object:
+    """What must be the same of it: of two faults in one message the pieces decide which shows."""
+    if not isinstance(event, Fail):
+        return type(event), event
+    # Inflated, it may be too long behind a byte that is wrong.
+    return 1007 if is_compressed and event.code == 1009 else event.code
 
 
 def try_one(data: bytes) -> None:
