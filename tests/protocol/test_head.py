@@ -241,10 +241,10 @@ def test_time_is_linear(shape: str) -> None:
         block, limits = SHAPES[shape](size), HeadLimits(fields=0)
         best = 10.0
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             with contextlib.suppress(HeadError):
                 parse_fields(block, limits)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     # Squared it would be 64 times as long.
