@@ -1,8 +1,8 @@
 """The tests under sanitizers: ``python tests/sanitizers/asan.py [arguments of pytest]``.
 
-`SUITES`, then Autobahn's cases (`CASES`) against `run`, with the extension as build.py makes it.
-Before that it is shown what it must find: `PLANTED`. With arguments, pytest gets those and nothing
-else runs. Exit status 1 where a test fails or a sanitizer reports anything, in any process.
+`SUITES`, then Autobahn's cases (`CASES`) against `run`, with the extension as sanitized.py makes
+it. Before that it is shown what it must find: `PLANTED`. With arguments, pytest gets those and
+nothing else runs. Exit status 1 where a test fails or a sanitizer reports anything, in any process.
 
 Local variables of the extension have no red zones here: greenlets copy stacks, red zones with them,
 and the marks of one stack would be taken for those of the next. fuzz.py, which has no greenlets,
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from build import ROOT, build, compile_module, make_environment
+from sanitized import ROOT, build, compile_module, make_environment
 
 SUITES = ["tests/net", "tests/protocol", "tests/listeners", "tests/test_speedups.py"]
 CASES = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*"]

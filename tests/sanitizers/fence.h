@@ -1,4 +1,4 @@
-/* Compiled in front of each file of the extension, for sanitizers only: see build.py.
+/* Compiled in front of each file of the extension, for sanitizers only: see sanitized.py.
  *
  * All streams share a buffer of half a MiB, so who reads too far in it stays inside. Here what lies
  * behind the bytes that have come is out of bounds, until more is received or copied to there. */

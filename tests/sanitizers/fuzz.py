@@ -22,7 +22,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from build import ROOT, build, make_environment
+from sanitized import ROOT, build, make_environment
 
 from support.wire import BINARY, PING, TEXT, close_frame, frame
 from wsmiddleware.protocol.deflate import compress
