@@ -300,9 +300,9 @@ def test_slow_reader_that_goes_on_gets_it_all(tmp_path: Path, is_secure: bool) -
         return by_write(start_response)
 
     got, tls = bytearray(), Tls(tmp_path) if is_secure else None
-    with limited(app, tls, send_timeout=0.4) as (_, client), client.socket() as sock:
+    with limited(app, tls, send_timeout=1) as (_, client), client.socket() as sock:
         sock.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        for _ in range(30):
+        for _ in range(50):  # 64 KiB make a window, which a fifth of a second brings
             got += sock.recv(16384)
             gevent.sleep(0.05)
         got += read_all(sock)
