@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -151,18 +151,20 @@ def test_view_pushes_to_those_who_have_the_role(server: Server) -> None:
         server.connect("/ws/test?role=x") as other,
     ):
         assert editor.recv(5) == other.recv(5) == "Welcome"
-        assert notify(server, "before", Cookie=cookie) == 204
-        assert notify(server, "hello") == 403  # nobody may, who is nobody
+        assert notify(server, "before", Cookie=cookie) == '{"reached":1}\n'
+        assert "Forbidden" in notify(server, "hello")  # nobody may, who is nobody
         assert editor.recv(5) == "Ann: before"
         with pytest.raises(TimeoutError):
             other.recv(0.05)
 
 
-def notify(server: Server, text: str, **headers: str) -> int:
-    """The status of a push to editors."""
-    return server.request(
-        "POST", "/notify/editor", urlencode({"text": text}), FORM | headers
-    ).status
+def notify(server: Server, text: str, **headers: str) -> str:
+    """What a push to editors is answered with."""
+    return server.request("POST", "/notify/editor", urlencode({"text": text}), FORM | headers).text
+
+
+def test_push_says_when_nobody_has_the_role(server: Server) -> None:
+    assert notify(server, "hello", Cookie=sign_in(server, "Ann")) == '{"reached":0}\n'
 
 
 def test_sign_out_forgets_the_name(server: Server) -> None:
@@ -170,8 +172,70 @@ def test_sign_out_forgets_the_name(server: Server) -> None:
     assert "Max-Age=0" in signed_out.headers["Set-Cookie"]
 
 
-def test_name_of_nothing_but_space_is_refused(server: Server) -> None:
-    assert server.request("POST", "/name", urlencode({"name": "  "}), FORM).status == 400
+@pytest.mark.parametrize("path", ["/ws/chat/lobby", "/ws/test", "/ws/feed", "/ws/overview"])
+def test_sign_out_closes_what_is_open_under_the_name(server: Server, path: str) -> None:
+    cookie = sign_in(server, "Ann")
+    with (
+        server.connect(path, additional_headers={"Cookie": cookie}) as hers,
+        chat(server, "Bob", "other") as his,
+        server.connect("/ws/test") as nobodys,
+    ):
+        server.request("POST", "/sign-out", headers={"Cookie": cookie})
+        assert code_once_closed(hers) == 4001
+        his.send("still here")
+        assert {said(his)[0], said(his)[0]} == {"came", "said"}
+        assert nobodys.recv(5) == "Welcome"
+        nobodys.send("hi")
+        assert nobodys.recv(5) == "ECHO:hi"
+
+
+def test_other_name_takes_the_place_of_the_first(server: Server) -> None:
+    cookie = sign_in(server, "Ann")
+    with server.connect("/ws/test", additional_headers={"Cookie": cookie}) as ws:
+        server.request("POST", "/name", urlencode({"name": "Bob"}), FORM | {"Cookie": cookie})
+        assert code_once_closed(ws) == 4001
+
+
+def code_once_closed(ws: ClientConnection) -> int | None:
+    """The code, behind a few messages that were on their way."""
+    with suppress(ConnectionClosed):
+        for _ in range(8):
+            ws.recv(5)
+    return ws.close_code
+
+
+def test_second_window_is_no_second_person(server: Server) -> None:
+    with chat(server, "Bob", "windows") as bob:
+        assert said(bob) == ("came", "Bob", None, ["Bob"])
+        with chat(server, "Ann", "windows") as first:
+            assert said(bob) == said(first) == ("came", "Ann", None, ["Ann", "Bob"])
+            with chat(server, "Ann", "windows") as second:
+                assert said(bob) == said(second) == ("is here", "Ann", None, ["Ann", "Bob"])
+            with chat(server, "Ann", "elsewhere") as other:
+                assert said(other) == ("came", "Ann", None, ["Ann"])
+            first.send("still here")
+            assert said(bob) == ("said", "Ann", "still here", ["Ann", "Bob"])
+        assert said(bob) == ("left", "Ann", None, ["Bob"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "/nowhere", 404, "Not Found"),
+        ("GET", "/name", 405, "Method Not Allowed"),
+        ("POST", "/name", 400, "A name is not only spaces."),
+        ("POST", "/notify/editor", 403, "Forbidden"),
+    ],
+)
+def test_error_is_a_page_of_the_application(
+    server: Server, method: str, path: str, status: int, words: str
+) -> None:
+    answer = server.request(method, path, urlencode({"name": "  "}), FORM)
+    assert answer.status == status
+    assert words in answer.text
+    assert "style.css" in answer.text and 'href="/"' in answer.text  # looks alike, leads back
+    assert "app.js" not in answer.text  # nothing to connect from there
+    assert ("POST" in answer.headers.get("Allow", "")) == (status == 405)
 
 
 def test_feed_starts_anew_once_nobody_looks(server: Server) -> None:

@@ -125,7 +125,8 @@ def test_step_7_pushes(after: Callable[[int], Server]) -> None:
     with server.connect("/ws/test?role=editor") as editor:
         assert editor.recv(5) == "Welcome"
         text = urlencode({"text": "ready"})
-        assert server.request("POST", "/notify/editor", text, {**FORM, **ann}).status == 204
+        answer = server.request("POST", "/notify/editor", text, {**FORM, **ann})
+        assert json.loads(answer.text) == {"reached": 1}
         assert editor.recv(5) == "Ann: ready"
 
 

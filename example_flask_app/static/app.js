@@ -46,6 +46,11 @@ function show(name) {
   };
 }
 
+/** Says below a form what has become of what was sent. */
+function tell(name, text) {
+  byId(`${name}-told`).textContent = text;
+}
+
 /** Asks for the name anew where the server knows it no more: its key has changed, or we signed out. */
 async function checkName() {
   const answer = await fetch(location, { cache: "no-store" }).catch(() => null);
@@ -53,6 +58,11 @@ async function checkName() {
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   if (page.body.dataset.name !== me) location.reload();
 }
+
+// Who signs in or out in one window does so in all of this browser.
+const windows = new BroadcastChannel("name");
+windows.onmessage = checkName;
+windows.postMessage("loaded");
 
 // -- the feed -----------------------------------------------------------------------------------
 
@@ -81,27 +91,36 @@ byId("feed-switch").onclick = ({ currentTarget: button }) => {
   else feed.close();
 };
 
+/** A cell that names its column: a phone shows a row as a list. */
+function cell(column, content) {
+  const element = make("td", "", make("span", "", content));
+  element.dataset.column = column;
+  return element;
+}
+
 // -- what only those see who have signed in -----------------------------------------------------
 
 if (me) {
-  const room = new URLSearchParams(location.search).get("room") || "lobby";
-  byId("room").textContent = room;
-  const chat = new Live(`ws/chat/${encodeURIComponent(room)}`, {
+  const chat = new Live(`ws/chat/${encodeURIComponent(document.body.dataset.room)}`, {
     onstate: show("chat"),
     onrefused: checkName,
     onmessage({ event, name, text, people }) {
       byId("people").replaceChildren(
         ...people.map((each) => make("li", "chip", avatar(each), each === me ? `${each} (you)` : each)),
       );
-      const line = event === "said"
-        ? make("li", name === me ? "said mine" : "said", avatar(name), make("p", "", make("b", "", name), text))
-        : make("li", "event", `${name} ${event}`);
-      append(byId("chat-log"), line);
+      if (event === "said") {
+        const words = make("p", "", make("b", "", name), text);
+        append(byId("chat-log"), make("li", name === me ? "said mine" : "said", avatar(name), words));
+      } else if (event !== "is here") { // in one more window: no news
+        append(byId("chat-log"), make("li", "event", `${name} ${event}`));
+      }
     },
   });
   byId("chat-form").onsubmit = (event) => {
     event.preventDefault();
-    if (chat.send(event.target.text.value)) event.target.reset();
+    const wasSent = chat.send(event.target.text.value);
+    if (wasSent) event.target.reset();
+    tell("chat", wasSent ? "" : "Not sent: there is no connection.");
   };
 
   const pushPath = () => `ws/test?role=${encodeURIComponent(byId("role").value)}`;
@@ -119,8 +138,16 @@ if (me) {
     event.preventDefault();
     const { role, text } = event.target;
     const url = `notify/${encodeURIComponent(role.value)}`;
-    const answer = await fetch(url, { method: "POST", body: new URLSearchParams({ text: text.value }) });
-    if (answer.ok) text.value = "";
+    const body = new URLSearchParams({ text: text.value });
+    const answer = await fetch(url, { method: "POST", body }).catch(() => null);
+    if (!answer?.ok) {
+      tell("push", `Not pushed: ${answer ? `the server answered ${answer.status}` : "the server does not answer"}.`);
+      checkName();
+      return;
+    }
+    const { reached } = await answer.json();
+    if (reached) text.value = "";
+    tell("push", reached ? `Pushed to ${reached} ${reached === 1 ? "page" : "pages"}.` : `Nobody is ${role.value} now.`);
   };
 
   new Live("ws/overview", {
@@ -129,11 +156,11 @@ if (me) {
       byId("overview-count").textContent = rows.length;
       byId("overview-rows").replaceChildren(...rows.map((row) => make(
         "tr", "",
-        make("td", "", make("code", "", row.path)),
-        make("td", "", row.user ?? "–"),
-        make("td", "", row.roles.join(", ") || "–"),
-        make("td", "", new Date(row.since * 1000).toLocaleTimeString()),
-        make("td", "", row.compressed ? "yes" : "no"),
+        cell("channel", make("code", "", row.path)),
+        cell("user", row.user ?? "–"),
+        cell("roles", row.roles.join(", ") || "–"),
+        cell("since", new Date(row.since * 1000).toLocaleTimeString()),
+        cell("compressed", row.compressed ? "yes" : "no"),
       )));
     },
   });

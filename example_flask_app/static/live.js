@@ -2,8 +2,9 @@
  * A WebSocket that comes back after it was lost: after a restart of the server, out of a tunnel.
  *
  * `path` is relative to the page. `onmessage` gets text, parsed where it is JSON. `onstate` gets
- * "connecting", "open", "waiting" or "closed", and a text for people. `onrefused` is called when it
- * failed several times in a row: the server may be away, or may not let us in any more.
+ * "connecting", "open", "waiting" or "closed", and a text for people. `onrefused` is called when the
+ * application closed it with a code of its own, 4000 and up, or it failed several times in a row: the
+ * server may be away, or may not let us in any more.
  */
 export class Live {
   constructor(path, { onmessage, onstate = () => {}, onrefused }) {
@@ -28,7 +29,7 @@ export class Live {
     const delay = Math.min(10000, 250 * 2 ** this.attempts++) * (0.5 + Math.random() / 2);
     this.timer = setTimeout(() => this.open(), delay);
     this.onstate("waiting", `lost (${code}${reason && ` ${reason}`}), reconnecting`);
-    if (this.attempts > 2) this.onrefused?.();
+    if (code >= 4000 || this.attempts > 2) this.onrefused?.();
   }
 
   /** Gives false when the message cannot be sent now. */

@@ -1,6 +1,7 @@
 """The chat, at /ws/chat or /ws/chat/<room>: for those who have signed in on the page."""
 
-from __future__ import annotations
+from collections import Counter
+from typing import ClassVar
 
 from flask import session
 
@@ -10,6 +11,7 @@ from wsmiddleware import CloseCode, WebSocketListener
 class Chat(WebSocketListener):
     path = "/<room>"
     idle_timeout = 3600  # people think before they write
+    windows: ClassVar = Counter()  # how many someone has open on a room
 
     @classmethod
     def on_handshake(cls, request):
@@ -21,8 +23,10 @@ class Chat(WebSocketListener):
 
     def on_open(self, wsclient):
         self.room = self.session.path_parameters.get("room", "lobby")
+        self.key = self.room, self.session.user_principal
         wsclient.join(self.room)
-        return self.tell_the_others("came")
+        self.windows[self.key] += 1
+        return self.tell_the_others("came" if self.windows[self.key] == 1 else "is here")
 
     def on_message(self, wsclient, message):
         return self.tell_the_others("said", text=message[:1000])
@@ -31,7 +35,10 @@ class Chat(WebSocketListener):
         wsclient.close(CloseCode.UNSUPPORTED_DATA, "text only")
 
     def on_close(self, wsclient, reason_phrase):
-        self.tell_the_others("left")
+        self.windows[self.key] -= 1
+        if not self.windows[self.key]:  # else there is a second window
+            del self.windows[self.key]
+            self.tell_the_others("left")
 
     def tell_the_others(self, event, **more):
         """Broadcasts to the room; a callback that returns the message sends it to its client."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from flask import session
 
 from wsmiddleware import WebSocketError, WebSocketListener
@@ -32,5 +30,8 @@ class Test(WebSocketListener):
         return role in self.roles
 
     def send_message(self, text):
-        with suppress(WebSocketError):  # it may have gone since it was listed
-            self.wsclient.send(text, wait=False)
+        """Gives whether it was taken."""
+        try:
+            return self.wsclient.send(text, wait=False)
+        except WebSocketError:  # it has gone since it was listed
+            return False

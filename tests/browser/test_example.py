@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -48,8 +49,8 @@ def signed_in(browser: Browser, process: Process, name: str, **context: object) 
         assert page.errors() == []
 
 
-def sign_in(page: Page, process: Process, name: str) -> None:
-    page.goto(process.server.url())
+def sign_in(page: Page, process: Process, name: str, path: str = "/") -> None:
+    page.goto(process.server.url(path))
     page.fill("input[name=name]", name)
     page.click("text=Sign in")
 
@@ -179,7 +180,7 @@ def test_keyboard_is_enough(page: Page, example: Process) -> None:
     page.do("keyboard.press", "Enter")
     page.do("wait_for_selector", ".chip")
     reached = {}
-    for _ in range(12):
+    for _ in range(24):  # past the last and around
         page.do("keyboard.press", "Tab")
         name, outline = page.evaluate("""() => {
           const focused = document.activeElement;
@@ -194,17 +195,158 @@ def test_keyboard_is_enough(page: Page, example: Process) -> None:
     assert {reached.get(name) for name in stops} == {"solid"}  # seen, each of them
 
 
+def test_who_has_signed_in_can_write_at_once(page: Page, example: Process) -> None:
+    sign_in(page, example, "Ann")
+    page.until_text("#state", "live")
+    page.do("keyboard.type", "no click before")
+    page.do("keyboard.press", "Enter")
+    page.until_text("#chat-log", "no click before")
+
+
+def test_who_signs_out_does_so_in_each_window(browser: Browser, example: Process) -> None:
+    with signed_in(browser, example, "Ann") as ann, browser.page(beside=ann) as second:
+        second.goto(example.server.url())
+        second.until_text("#state", "live")
+        second.click("text=Sign out")
+        for page in (ann, second):
+            page.do("wait_for_selector", "text=What shall the others call you?")
+
+
+def test_second_window_of_one_person_is_no_news(browser: Browser, example: Process) -> None:
+    with signed_in(browser, example, "Bob") as bob, signed_in(browser, example, "Ann") as ann:
+        bob.until_text("#chat-log", "Ann came")
+        with browser.page(beside=ann) as second:
+            second.goto(example.server.url())
+            second.until("document.querySelectorAll('.chip').length === 2")
+            assert "Nothing was said yet." in empty_state(second, "#chat-log")
+        say(ann, "still here")
+        bob.until_text("#chat-log", "still here")
+        assert bob.text("#chat-log").split("\n").count("Ann came") == 1
+        assert "Ann left" not in bob.text("#chat-log")
+
+
+def empty_state(page: Page, selector: str) -> str:
+    """What a list shows that has no entry."""
+    script = "(selector) => getComputedStyle(document.querySelector(selector), '::before').content"
+    return str(page.evaluate(script, selector))
+
+
+def test_lists_say_what_is_to_come(browser: Browser, example: Process) -> None:
+    with signed_in(browser, example, "Ann") as page:
+        assert "appears here" in empty_state(page, "#push-log")
+        for place in ("#chat-log", "#overview-rows"):  # what they show once they are empty
+            page.evaluate("(place) => document.querySelector(place).replaceChildren()", place)
+            assert "yet." in empty_state(page, place)
+
+
+def test_push_says_whom_it_reached(browser: Browser, example: Process) -> None:
+    with signed_in(browser, example, "Ann") as ann:
+        push(ann, "reader", "is anyone there?")
+        ann.until_text("#push-told", "Nobody is reader now.")
+        assert ann.do("input_value", "#push-form input") == "is anyone there?"
+        push(ann, "editor", "to myself")
+        ann.until_text("#push-told", "Pushed to 1 page.")
+        assert ann.do("input_value", "#push-form input") == ""
+
+
+def test_what_cannot_be_sent_says_so_and_stays(browser: Browser, tmp_path: Path) -> None:
+    with browser.page() as page:
+        with serve_by("run", copy_example(tmp_path)) as process:
+            sign_in(page, process, "Ann")
+            page.until_text("#state", "live")
+        page.until_text("#state", "reconnecting")
+        say(page, "lost?")
+        page.until_text("#chat-told", "Not sent")
+        push(page, "editor", "lost?")
+        page.until_text("#push-told", "Not pushed")
+        for form in ("#chat-form", "#push-form"):
+            assert page.do("input_value", f"{form} input") == "lost?"
+
+
+def test_push_of_who_is_signed_out_asks_for_the_name(page: Page, example: Process) -> None:
+    sign_in(page, example, "Ann")
+    page.until_text("#state", "live")
+    page.do("context.clear_cookies")
+    push(page, "editor", "for whom?")
+    page.do("wait_for_selector", "text=What shall the others call you?")
+
+
+@pytest.mark.parametrize(
+    ("room", "shown"),
+    [
+        ("a/b", "a-b"),
+        ("/", "lobby"),
+        ("..", "lobby"),
+        ("a%2Fb?c#d\\e", "a%2Fb?c#d\\e"),
+        ("tea & more", "tea-&-more"),
+        ("Żółw 🐢", "Żółw-🐢"),
+        ("%", "%"),
+        ("W" * 3000, "W" * 40),
+    ],
+)
+def test_any_room_can_be_entered(page: Page, example: Process, room: str, shown: str) -> None:
+    sign_in(page, example, "Ann", f"/?room={quote(room, safe='')}")
+    page.until_text("#state", "live")
+    say(page, "is it here?")
+    page.until_text("#chat-log", "is it here?")
+    assert page.text("#chat-title small") == f"in {shown}"
+    page.do("reload")
+    page.until_text("#state", "live")
+    assert page.errors() == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_a_phone_and_can_be_read(browser: Browser, example: Process, scheme: str) -> None:
-    phone = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}
+@pytest.mark.parametrize("width", [320, 360])
+def test_page_fits_a_phone_and_can_be_read(
+    browser: Browser, example: Process, scheme: str, width: int
+) -> None:
+    phone = {"viewport": {"width": width, "height": 640}, "is_mobile": True, "has_touch": True}
     with signed_in(browser, example, "A" * 30, color_scheme=scheme, **phone) as page:
-        say(page, "W" * 500)
-        page.until("document.querySelector('.said')")
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        page.goto(example.server.url(f"/?room={'W' * 200}"))
+        say_when_live(page, "W" * 500)
+        push(page, "editor", "W" * 500)
+        page.until(
+            "document.querySelector('#chat-log .said') && document.querySelector('#push-log .said')"
+        )
+        page.until_text("#overview-rows", "editor")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate(CONTRAST) == []
+        assert page.evaluate(CUT) == []
+        assert page.evaluate(SQUASHED) == []
 
 
-#: The texts whose contrast is below 4.5 to 1 (WCAG 2.2, 1.4.3).
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_errors_look_like_the_page(browser: Browser, example: Process, scheme: str) -> None:
+    phone = {"viewport": {"width": 320, "height": 640}, "is_mobile": True, "has_touch": True}
+    with browser.page(color_scheme=scheme, **phone) as page:
+        page.goto(example.server.url("/nowhere"))
+        assert page.text("h2") == "Not Found"
+        assert page.evaluate("document.documentElement.scrollWidth") == 320
+        assert page.evaluate(CONTRAST) == []
+        page.click("text=Back to the page")
+        page.until_text("#state", "live")
+
+
+def say_when_live(page: Page, text: str) -> None:
+    page.until_text("#state", "live")
+    say(page, text)
+
+
+#: The cells of the table whose content is not seen whole, or only behind a scroll bar.
+CUT = """() => [...document.querySelectorAll("#overview-rows td")]
+  .filter((cell) => {
+    const card = cell.closest(".card").getBoundingClientRect();
+    return cell.scrollWidth > cell.clientWidth || cell.getBoundingClientRect().right > card.right;
+  })
+  .map((cell) => cell.outerHTML)"""
+
+#: The dots that are not round.
+SQUASHED = """() => [...document.querySelectorAll(".dot")]
+  .filter((dot) => dot.offsetWidth < 9 || dot.offsetWidth !== dot.offsetHeight)
+  .map((dot) => `${dot.id} ${dot.offsetWidth} ${dot.offsetHeight}`)"""
+
+#: The texts whose contrast is below 4.5 to 1, and the borders of what can be used below 3 to 1
+#: (WCAG 2.2, 1.4.3 and 1.4.11). A button without a border is seen by its ground.
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgb = (color) => {
@@ -220,14 +362,21 @@ CONTRAST = """() => {
     const color = getComputedStyle(element).backgroundColor;
     return rgb(color)[3] ? color : back(element.parentElement);
   };
+  const contrast = (...colors) => {
+    const pair = colors.map((color) => luminance(rgb(color)));
+    return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+  };
   const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
-  return [...document.querySelectorAll("body *")]
+  const texts = [...document.querySelectorAll("body *")]
     .filter((each) => [...each.childNodes].some(isText))
-    .filter((each) => {
-      const pair = [getComputedStyle(each).color, back(each)].map((color) => luminance(rgb(color)));
-      return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05) < 4.5;
-    })
-    .map((each) => each.outerHTML.slice(0, 100));
+    .filter((each) => contrast(getComputedStyle(each).color, back(each)) < 4.5);
+  const edge = (each) => {
+    const { borderTopColor, backgroundColor } = getComputedStyle(each);
+    return rgb(borderTopColor)[3] ? borderTopColor : backgroundColor;
+  };
+  const fields = [...document.querySelectorAll("input:not([type=hidden]), select, button")]
+    .filter((each) => contrast(edge(each), back(each.parentElement)) < 3);
+  return [...texts, ...fields].map((each) => each.outerHTML.slice(0, 100));
 }"""
 
 

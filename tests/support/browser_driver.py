@@ -42,13 +42,17 @@ class Driver:
             target.evaluate("0")  # what the browser has said until now has arrived after this
             return self.errors[page - 1]
         if method == "close":
-            return target.context.close()
+            # A window beside it has gone with it, or goes alone.
+            return target.context.close() if target is target.context.pages[0] else target.close()
         value = functools.reduce(getattr, method.split("."), target)(*arguments, **keywords)
         return value if isinstance(value, str | int | float | list | dict) else None
 
-    def open(self, **context: Any) -> int:
-        """A page in a new context; gives its number."""
-        page = self.browser.new_context(**context).new_page()
+    def open(self, beside: int = 0, **context: Any) -> int:
+        """A page in a new context, or in that of the page `beside`; gives its number."""
+        if beside:
+            page = self.pages[beside - 1].context.new_page()
+        else:
+            page = self.browser.new_context(**context).new_page()
         page.set_default_timeout(TIMEOUT)
         errors: list[str] = []
 

@@ -101,8 +101,13 @@ class Browser:
         return answer["value"]
 
     @contextlib.contextmanager
-    def page(self, **context: object) -> Iterator[Page]:
-        """A page of its own; `context` are the options of playwright's `new_context`."""
+    def page(self, beside: Page | None = None, **context: object) -> Iterator[Page]:
+        """A page of its own; `context` are the options of playwright's `new_context`.
+
+        With `beside` it is a second window of that page's browser, with the same cookies.
+        """
+        if beside:
+            context["beside"] = beside.number
         page = Page(self, int(self.ask(0, "open", keywords=context)))
         try:
             yield page
