@@ -31,8 +31,10 @@ from wsmiddleware import console, info
 from wsmiddleware.bounds import Limits, limits_of, report
 from wsmiddleware.handler import WebSocketHandler, stop_reading
 from wsmiddleware.log import log as _logger
+from wsmiddleware.net.fork import forget_in_children
 from wsmiddleware.net.limit import Late
 from wsmiddleware.net.pool import Worker, WorkerPool
+from wsmiddleware.net.transport import abandon_socket
 from wsmiddleware.net.turnstile import Turnstile
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.protocol.head import HeadLimits
@@ -112,6 +114,10 @@ class Handlers:
         self._is_closed = True
         self._hub.loop.run_callback(self._pool.dismiss)
 
+    def forked(self) -> None:
+        """In a forked child: what has been accepted is the parent's."""
+        self._pool.tasks.clear()
+
     def _run(
         self, function: Callable[..., object], args: tuple[object, ...], worker: Worker
     ) -> None:
@@ -169,7 +175,26 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         self.idle_handlers: set[WebSocketHandler] = set()
         self.turnstile = Turnstile(_REQUESTS_PER_TURN)
         self._last_without_room = self._last_crowd = -_ACCEPT_NEWS
+        self._serving: set[WebSocketHandler] = set()
         super().__init__(*args, **options)
+        forget_in_children(self)
+
+    def forked(self) -> None:
+        """In a forked child: the connections are the parent's, and so is who accepts more."""
+        if not self.started:
+            return  # made to be started in children
+        self.stop_accepting()
+        sockets = [handler.socket for handler in self._serving]
+        for sock in (self.__dict__.pop("socket", None), *sockets):
+            if sock is not None:
+                abandon_socket(sock)
+        self._serving.clear()
+        self.idle_handlers.clear()
+        limits = limits_of(self)
+        for limit in (limits.heads, limits.idle, limits.sends):
+            limit.forked()
+        if self.handlers is not None:
+            self.handlers.forked()
 
     def set_spawn(self, spawn: Any) -> None:
         """Choose what runs the handlers, as gevent's; called by the constructor."""
@@ -282,11 +307,14 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
                 ssl_socket.close()
 
     def _serve(self, handler: WebSocketHandler) -> None:
+        self._serving.add(handler)
         try:
             handler.handle()
         except BaseException as exc:
             # Past what the handler catches: of a log's handler, say. It ends this connection only.
             report(handler.client_address, type(exc), exc, exc.__traceback__)
+        finally:
+            self._serving.discard(handler)
 
     def _wrap(self, client_socket: Any, address: Any) -> Any:
         """The TLS socket after its handshake, or None when there was none in time."""

@@ -27,6 +27,7 @@ from wsmiddleware.metrics import Metrics
 from wsmiddleware.net.backoff import Backoff
 from wsmiddleware.net.connection import Connection
 from wsmiddleware.net.dial import Dialled, dial
+from wsmiddleware.net.fork import forget_in_children
 from wsmiddleware.net.pool import NEVER, Worker
 from wsmiddleware.net.reactor import Reactor
 from wsmiddleware.net.receiver import TURN, Due
@@ -104,6 +105,7 @@ class Upkeep:
     """One client's connection, and the next one where it is to reconnect."""
 
     __slots__ = (
+        "__weakref__",
         "_attempts",
         "_backoff",
         "_is_interruptible",
@@ -140,12 +142,20 @@ class Upkeep:
         self._attempts: gevent.Greenlet | None = None
         self._is_interruptible = False
         self._backoff: Backoff | None = None
+        forget_in_children(self)
         if options.reconnect:
             self._backoff = Backoff(
                 options.reconnect_delay, options.max_reconnect_delay, options.reconnect_attempts
             )
             if options.offline_queue_size:
                 self.offline = OfflineQueue(options.offline_queue_size)
+
+    def forked(self) -> None:
+        """In a forked child: the connection is the parent's, and none follows here."""
+        self.is_stopping = True
+        self.is_ready = False
+        if self.offline is not None:
+            self.offline.clear()
 
     def open(self) -> None:
         """Connect for the first time; blocks. Raises `HandshakeError`."""
@@ -327,6 +337,9 @@ class _Events:
 
     def gone(self) -> None:
         pass  # nobody waits for that
+
+    def forked(self) -> None:
+        """The client is told itself."""
 
     def closed(self, worker: Worker) -> None:
         try:

@@ -61,6 +61,11 @@ class Channel:
         self.on_settled: Callable[[], None] | None = None
         self.wsclients = WsClients(self)
         self._scope = scope
+        self.forked()
+
+    def forked(self) -> None:
+        """Nobody is here yet: at the beginning, and in a forked child, whatever was under way."""
+        self.unfinished.clear()
         self._members: dict[WsClient, Member] = {}
         self._groups: dict[str, dict[WsClient, Member]] = {}
         # Held where `_members` and `_groups` change together.
@@ -68,8 +73,8 @@ class Channel:
         self._edges = Edges(self)
         #: The edge that whoever opens now has to wait for.
         self._first: Edge | None = None
-        self._deliveries = Deliveries(metrics)
-        self._underway = Underway(settings.send_queue_size)
+        self._deliveries = Deliveries(self.metrics)
+        self._underway = Underway(self.settings.send_queue_size)
 
     @property
     def listener_class(self) -> type[WebSocketListener]:

@@ -242,6 +242,10 @@ class Member(Instance):
                 self._is_in_grace = True
         self._channel.remove(self)
 
+    def forked(self) -> None:
+        """The parent's connections are none of this forked child's channel."""
+        self._channel.forked()
+
     def closed(self, worker: Worker) -> None:
         """Run `on_close`, the last callback."""
         try:

@@ -168,6 +168,24 @@ class Connection(Link):
         except Exception as exc:
             self.broken(exc)
 
+    def forked(self) -> None:
+        """In a forked child: nothing comes or goes here any more, and nobody is told."""
+        receiver, self._receiver = self._receiver, NOBODY
+        self.state, self.slot = State.CLOSED, 0
+        self._watcher.stop()
+        self._watcher.close()
+        self.outbox.abandon()
+        self._read_nothing_more()
+        self._inbox.clear()
+        self._due.clear()
+        if self.stream is not None:
+            self.stream.is_open = False
+            self.stream.take_pending()
+            if self._worker is None:
+                self.stream.stop()
+        self._transport.abandon()
+        receiver.forked()
+
     def broken(self, exc: BaseException) -> None:
         """A fault of ours, or no memory: nobody knows where in the stream we are."""
         _log.error("%s: internal error, please report it", self.name, exc_info=exc)

@@ -88,6 +88,14 @@ class Limit:
         self._waiting.popitem(last=False)[0].throw(Late())
         return True
 
+    def forked(self) -> None:
+        """In a forked child: those who wait are the parent's."""
+        self._waiting.clear()
+        for timer in (self._timer, self._rest):
+            if timer is not None:
+                timer.close()
+        self._timer = self._rest = None
+
     def _start(self) -> None:
         self._loop = gevent.get_hub().loop
         self._timer = self._loop.timer(self._step, self._step, ref=False)

@@ -224,6 +224,11 @@ class Outbox:
 
     def close(self) -> None:
         """Drop what waits, stop the watcher and wake whoever waits for room."""
+        self.abandon()
+        self.wake_waiters()
+
+    def abandon(self) -> None:
+        """The same in a forked child, where nobody is woken."""
         self._owner = None
         self._queue.clear()
         self.size = 0
@@ -232,4 +237,3 @@ class Outbox:
             self._watcher.stop()
             self._watcher.close()
             self._watcher = None
-        self.wake_waiters()

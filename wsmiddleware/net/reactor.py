@@ -19,6 +19,7 @@ from gevent import monkey
 from gevent.hub import Hub, Waiter
 
 from wsmiddleware.log import log as _log
+from wsmiddleware.net.fork import forget_in_children
 from wsmiddleware.net.holdups import HoldUps
 from wsmiddleware.net.pool import Worker, WorkerPool
 from wsmiddleware.speedups import Ready
@@ -78,6 +79,10 @@ class Ticking(Protocol):
         """
         ...
 
+    def forked(self) -> None:
+        """This is a forked child, and all of it the parent's."""
+        ...
+
 
 class Reactor:
     """One hub's loop, clock and workers. Made in the thread of the hub, after any fork.
@@ -120,6 +125,17 @@ class Reactor:
         self._wake.start(_wake_up, weakref.ref(self))
         for watcher in (self._wake, self._turn):
             weakref.finalize(self, watcher.close).atexit = False
+        forget_in_children(self)
+
+    def forked(self) -> None:
+        """In a forked child: what is watched and what waits is the parent's; new ones may come."""
+        for ticking in {*self._overdue}.union(*self._slots.values()):
+            ticking.forked()
+        for waiting in (self._slots, self._overdue, self._next, self._orders, self.pool.tasks):
+            waiting.clear()
+        self._turn.stop()
+        self._is_look_due = False
+        self._stop_clock()
 
     def is_here(self) -> bool:
         """True in the thread of this reactor's hub."""
@@ -241,12 +257,16 @@ class Reactor:
             self._ask_again()
         except Exception:
             _log.exception("internal error in the clock: please report it")
-        if not self._slots and not self._overdue and self.pool.is_idle and self._timer is not None:
+        if not self._slots and not self._overdue and self.pool.is_idle:
+            self._stop_clock()
+            self.pool.dismiss()
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
             self._timer.stop()
             self._timer.close()
             self._timer = None
             self._hold_ups.stop(self)
-            self.pool.dismiss()
 
     def _advance(self) -> None:
         clock = time.monotonic()

@@ -36,6 +36,9 @@ class Receiver(Protocol):
     def unlist(self) -> None:
         """The connection is no longer open. From any greenlet; must not block."""
 
+    def forked(self) -> None:
+        """The connection is the parent's of this forked child: nothing more comes of it here."""
+
     def closed(self, worker: Worker) -> None:
         """Nothing more will come. The socket may live on, to take our last frame to the peer."""
 
@@ -52,6 +55,7 @@ class _Nobody:
         return False
 
     def unlist(self) -> None: ...
+    def forked(self) -> None: ...
     def closed(self, worker: Worker) -> None: ...
     def gone(self) -> None: ...
 

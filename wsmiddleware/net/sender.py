@@ -338,6 +338,10 @@ class Sender(ABC):
         """Act on what is due; when to look again. In the hub."""
 
     @abstractmethod
+    def forked(self) -> None:
+        """This is a forked child, and the connection its parent's."""
+
+    @abstractmethod
     def moved(self) -> None:
         """The peer takes something again, after a stall."""
 

@@ -10,12 +10,12 @@ import _socket
 import contextlib
 import ssl
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import gevent.socket
 import gevent.ssl
 
-__all__ = ["TcpTransport", "TlsTransport", "Transport", "wrap_socket"]
+__all__ = ["TcpTransport", "TlsTransport", "Transport", "abandon_socket", "wrap_socket"]
 
 #: What the TLS layer is given at once, in bytes: four of its records.
 _TLS_SLICE = 65536
@@ -49,7 +49,11 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the descriptor back. The watchers on it must have been stopped."""
+        """End the stream and give the descriptor back. Its watchers must have been stopped."""
+        ...
+
+    def abandon(self) -> None:
+        """Give the descriptor back in a forked child; the stream goes on at the parent's."""
         ...
 
 
@@ -57,6 +61,16 @@ class TcpTransport(_socket.socket):
     """A raw, non-blocking socket: C methods only, no greenlet ever waits in it."""
 
     __slots__ = ()
+
+    def close(self) -> None:
+        """End both directions, whoever else has the descriptor (a forked child), and close it."""
+        with contextlib.suppress(OSError):
+            self.shutdown(_socket.SHUT_RDWR)
+        super().close()
+
+    def abandon(self) -> None:
+        """As `Transport.abandon`."""
+        super().close()
 
 
 class BorrowedTcpTransport(TcpTransport):
@@ -69,6 +83,10 @@ class BorrowedTcpTransport(TcpTransport):
         # Wakes whoever waits on it at its owner's, which close() would not do.
         with contextlib.suppress(OSError):
             self.shutdown(_socket.SHUT_RDWR)
+        self.detach()
+
+    def abandon(self) -> None:
+        """As `Transport.abandon`; the descriptor is its owner's to close."""
         self.detach()
 
 
@@ -136,7 +154,24 @@ class TlsTransport:
         """Close the socket, sending a TLS close alert where that needs no wait."""
         with contextlib.suppress(OSError, ValueError):
             self._sock._sslobj.shutdown()
+        with contextlib.suppress(OSError):
+            gevent.socket.socket.shutdown(self._sock, _socket.SHUT_RDWR)
         self._sock.close()
+
+    def abandon(self) -> None:
+        """As `Transport.abandon`: nothing of TLS is sent either."""
+        abandon_socket(self._sock)
+
+
+def abandon_socket(sock: Any) -> None:
+    """Close a socket's descriptor in a forked child; of a gevent socket, wake nobody who waits."""
+    for name in ("_read_event", "_write_event"):
+        watcher = getattr(sock, name, None)
+        if watcher is not None:
+            watcher.stop()
+    fd = getattr(sock, "_sock", sock).detach()
+    if fd >= 0:
+        _socket.close(fd)  # not os.close(): patched, it waits for the loop
 
 
 def wrap_socket(sock: gevent.socket.socket, *, detach: bool) -> Transport:
