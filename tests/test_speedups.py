@@ -97,7 +97,7 @@ class Connection:
     def broken(self, exc: BaseException) -> None:
         self.calls.append(("broken", exc))
 
-    def _receive(self, rest: bytes) -> None:
+    def _receive(self, rest: bytes, is_turn_over: bool = False) -> None:
         self.calls.append(("receive", rest))
 
     def _run(self, worker: object, is_turn_over: bool = False) -> None:

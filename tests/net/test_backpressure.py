@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import _socket
+import contextlib
 import json
 import logging
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,6 +143,38 @@ def test_send_gives_up_after_send_timeout(serve: Serve, caplog: pytest.LogCaptur
     warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     wait_until(lambda: it.log.closes)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["a callback", "SIGSTOP"])
+def test_loop_that_is_held_up_closes_no_reader(serve: Serve, is_stopped: bool) -> None:
+    """The peer reads all the time, in a thread; we alone are late."""
+    with stalled(serve, send_timeout=0.3, close_timeout=0.3, ping_timeout=0.3) as it:
+        sender = gevent.spawn(it.client.send, "behind")
+        gevent.sleep(0.05)
+        assert not sender.dead
+        in_background(lambda: read_natively(it.peer))
+        if is_stopped:
+            pid = os.getpid()
+            command = f"kill -STOP {pid}; sleep 1; kill -CONT {pid}"
+            subprocess.run(["sh", "-c", command], check=True)
+        else:
+            hold_up_thread(1)
+        assert sender.get(timeout=5) is True
+        assert it.client.is_open()
+        assert it.client.send("still there", wait=False)
+        it.client.close()
+
+
+def in_background(function: Callable[[], None]) -> None:
+    """In a native thread, which goes on while the loop is held up."""
+    monkey.get_original("_thread", "start_new_thread")(function, ())
+
+
+def read_natively(peer: Peer) -> None:
+    with contextlib.closing(_socket.socket(fileno=os.dup(peer.sock.fileno()))) as plain:
+        plain.setblocking(True)
+        while plain.recv(2**20):
+            pass
 
 
 def test_close_wakes_whoever_waits_for_room(serve: Serve) -> None:

@@ -6,10 +6,12 @@ Not patched by gevent and nothing of the package in it: it makes what it sends a
 from __future__ import annotations
 
 import itertools
+import select
 import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 __all__ = ["FLOODS"]
@@ -20,10 +22,10 @@ def masked(first: int, payload: bytes = b"") -> bytes:
     return bytes((first, 0x80 | len(payload))) + bytes(4) + payload
 
 
-def upgrade(port: int) -> socket.socket:
+def upgrade(port: int, request: bytes = b"") -> socket.socket:
     """A connection after its opening handshake."""
     sock = socket.create_connection(("127.0.0.1", port))
-    sock.sendall(REQUEST)
+    sock.sendall(request or REQUEST)
     head = b""
     while b"\r\n\r\n" not in head:
         head += sock.recv(4096)
@@ -43,6 +45,22 @@ def send_without_end(port: int, piece: bytes) -> None:
     wire = piece * (1 + 65536 // len(piece))
     while True:
         sock.sendall(wire)
+
+
+def inflate_without_end(port: int, piece: bytes) -> None:
+    """Fifty connections that agree on compression and send the same message over and over."""
+    socks = [upgrade(port, DEFLATE) for _ in range(50)]
+    wire = piece * (1 + 16384 // len(piece))
+    for sock in socks:
+        sock.setblocking(False)
+    while True:
+        readable, writable, _ = select.select(socks, socks, [])
+        for sock in readable:
+            sock.recv(2**20)
+        for sock in writable:
+            sock.send(wire)
+        # What is sent is enough for seconds; a server that shares the machine needs the time.
+        time.sleep(0.002)
 
 
 def come_and_go(port: int, request: bytes) -> None:
@@ -98,6 +116,8 @@ REQUEST = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 
+DEFLATE = REQUEST.removesuffix(b"\r\n") + (b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+
 FLOODS: dict[str, tuple[Callable[[int, bytes], None], bytes]] = {
     "empty messages": (send_without_end, masked(0x81)),
     "tiny messages": (send_without_end, masked(0x81, b"x" * 8)),
@@ -107,6 +127,11 @@ FLOODS: dict[str, tuple[Callable[[int, bytes], None], bytes]] = {
     ),
     "pings": (send_without_end, masked(0x89, b"x")),
     "pongs": (send_without_end, masked(0x8A)),
+    # Each block ends the stream for zlib, and the next one begins another.
+    "compressed messages of 32 final blocks": (
+        inflate_without_end,
+        masked(0xC1, b"\x03\x00" * 32 + b"\x00"),
+    ),
     "connects": (come_and_go, b""),
     "handshakes": (come_and_go, REQUEST),
     "swarms of handshakes": (come_in_swarms, REQUEST),

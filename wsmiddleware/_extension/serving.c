@@ -3,7 +3,7 @@
 
 #include <time.h>
 
-static double now(void)
+double now(void)
 {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
@@ -282,7 +282,12 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
             result = PyList_SetSlice(inbox, before, PyList_GET_SIZE(inbox), NULL);
         }
     }
-    return result == 0 && rest ? call(self->connection, names.receive, rest) : result;
+    if (result != 0 || !rest)
+        return result;
+    PyObject *done = PyObject_CallMethodObjArgs(self->connection, names.receive, rest,
+                                                self->is_turn_over ? Py_True : NULL, NULL);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
 }
 
 /* The stream has ended, or it broke: by the other side or the system, or by us. */

@@ -24,6 +24,7 @@ enum {
     LARGE = 1 << 14,        /* from here on a frame is not copied where that can be avoided */
     MAX_PENDING = 1 << 16,  /* replies of one turn that share a write */
     MAX_FRAMES = 256,       /* of one read: then others get their turn */
+    MAX_INFLATING = 100,    /* µs of one read: few bytes may be much work, whatever comes out */
     MAX_INFLATED = 1 << 16, /* bytes of one read: more is the engine's, which knows when to pause */
     MAX_DEFLATED = MAX_INFLATED / 8, /* of one message: few get that much shorter */
     MAX_HEADER = 14,
@@ -60,6 +61,7 @@ struct Stream {
     int fd;
     char is_open;      /* the connection's state, as must be known before something is sent */
     char is_engines;   /* the engine is in the middle of something: what comes is for it */
+    char is_turn_over; /* what was left of the last read is for the next turn */
     char is_ready;     /* waits for a worker, and `next` behind it */
     char is_flush_due; /* the hub has been asked to send `pending` when it gets a turn */
     int window_bits;   /* of the agreed compression, 0 without one */
@@ -145,6 +147,9 @@ extern _Thread_local unsigned char buffer[BUFFER_SIZE + LARGE];
 extern PyObject *decompress;
 extern Py_ssize_t min_compress_size;
 extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;
+
+/* serving.c */
+double now(void);
 
 /* slots.c */
 PyObject *get_slot(Slot *slot, PyObject *object);

@@ -12,6 +12,7 @@ else belongs to the thread of the reactor.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,10 @@ LARGE_RECV_SIZE = 2 * RECV_SIZE
 #: Asked for with every message: a member of an `Enum` costs 0.1 µs each time in Python 3.11.
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
 _FRAMES_PER_TURN = 256
+#: Where compression was agreed: frames between two looks at the clock, and seconds of one read. A
+#: few bytes may be much work, whatever comes out of them.
+_FRAMES_PER_LOOK = 1
+_INFLATING = 0.0001
 #: What may wait in the inbox behind a callback that blocks, before reading stops.
 _INBOX_MESSAGES = 256
 _INBOX_BYTES = 262144
@@ -151,10 +156,10 @@ class Connection(Link):
         else:
             self.lost(None)
 
-    def _receive(self, data: bytes) -> None:
-        """Parse `data` and have run what it brought. Must not raise."""
+    def _receive(self, data: bytes, is_turn_over: bool = False) -> None:
+        """Parse `data`, now or in the next turn, and have run what it brought. Must not raise."""
         try:
-            self._take(data)
+            self._take(data, 0 if is_turn_over else _FRAMES_PER_TURN)
             if self.stream is not None:
                 # Not in the middle of what the engine has begun.
                 self.stream.is_engines = not self._engine.is_idle
@@ -191,17 +196,16 @@ class Connection(Link):
         _log.error("%s: internal error, please report it", self.name, exc_info=exc)
         self.abort()
 
-    def _take(self, data: bytes) -> None:
-        """Parse `data` into the inbox; answer what is not for the listener."""
+    def _take(self, data: bytes, limit: int) -> None:
+        """Parse `limit` frames of `data` into the inbox; answer what is not for the listener."""
         keepalive = self.keepalive
         keepalive.last_received = now = self.reactor.now
         throttle = self._throttle
-        limit = _FRAMES_PER_TURN
         if throttle is not None:
             limit = max(1, min(limit, throttle.allowance()))
         inbox = self._inbox
         before = len(inbox)
-        for event in self._engine.receive(data, limit):
+        for event in self._parse(data, limit):
             kind = type(event)
             if kind is str or kind is bytes:
                 inbox.append(event)  # type: ignore[arg-type]  # mypy does not narrow by `is`
@@ -216,6 +220,19 @@ class Connection(Link):
                 throttle.spend(count)
             if self._is_discarding:
                 inbox.clear()
+
+    def _parse(self, data: bytes, limit: int) -> list[Event]:
+        """What has come whole, of `limit` frames at most; a part of them is one turn."""
+        engine = self._engine
+        if engine.deflate is None:
+            return engine.receive(data, limit)
+        ends = time.perf_counter() + _INFLATING
+        events = engine.receive(data, min(limit, _FRAMES_PER_LOOK))
+        for _ in range(_FRAMES_PER_LOOK, limit, _FRAMES_PER_LOOK):
+            if not engine.more or time.perf_counter() > ends:
+                break
+            events += engine.receive(b"", _FRAMES_PER_LOOK)
+        return events
 
     def _control(self, event: Event) -> None:
         if self.is_traced:
