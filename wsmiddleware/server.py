@@ -240,6 +240,13 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         if not self.is_draining:
             super().start_accepting()
 
+    def _do_read(self) -> None:
+        """Accept connections. Whatever it raises, more are: gevent would stop looking for them."""
+        try:
+            super()._do_read()
+        except Exception as exc:
+            _logger.error("cannot accept a connection: %r", exc, exc_info=exc)
+
     def do_read(self) -> Any:
         """Accept one connection; None when there is none, or no room for it. Hub only."""
         try:

@@ -317,6 +317,8 @@ PyObject *Stream_receive(Stream *self, PyObject *ignored)
         else
             result = 0;
     }
+    if (result < 0) /* raised, gevent would look at the socket no more */
+        result = tell(connection, names.broken);
     Py_XDECREF(rest);
     Py_DECREF(inbox);
     Py_DECREF(connection);

@@ -331,6 +331,8 @@ class Connection(Link):
         if self.state is _CLOSED:
             return now + 1.0
         self._catch_up()
+        if not self._is_paused and self._ending is None and not self._watcher.active:
+            self._start_watcher()  # gevent stops one whose callback has raised
         keepalive = self.keepalive
         # Not where only the next turn is awaited: so does a flood of pings, and is no message.
         if self._is_paused and not self._is_resume_due:

@@ -14,7 +14,6 @@ runs in it next:
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 from collections import deque
@@ -221,9 +220,11 @@ class WorkerPool:
         """Have the loop see to what waits."""
         # Where there is no memory even then, the reactor's tick asks, or who submits next.
         for _ in range(2):
-            with contextlib.suppress(MemoryError):
+            try:
                 self._asked = self.hub.loop.run_callback(self._run_tasks)
                 return
+            except MemoryError:  # not by suppress(), which asks for some
+                continue
 
     def _run_tasks(self) -> None:
         try:
