@@ -361,9 +361,11 @@ def test_stream_leaves_large_compressed_message_in_pieces_to_the_engine(deflate_
 def test_stream_makes_no_more_of_compressed_messages_than_a_bound(deflate_link: Link) -> None:
     deflate_link.far.sendall(deflated(BINARY, bytes(1000)) * 100)
     messages, rest = deflate_link.read()
-    assert messages == [bytes(1000)] * 65
+    # Fewer where the machine was busy: it is bounded in time, too.
+    assert messages == [bytes(1000)] * len(messages)
+    assert 0 < len(messages) <= 65
     assert rest
-    assert deflate_link.engine.receive(rest) == [bytes(1000)] * 35
+    assert deflate_link.engine.receive(rest) == [bytes(1000)] * (100 - len(messages))
 
 
 @pytest.mark.parametrize("data", [bytes(65_537), os.urandom(9000) + bytes(9000)])
