@@ -312,13 +312,11 @@ PyObject *Stream_receive(Stream *self, PyObject *ignored)
         Found found = read_some(self, inbox, &rest);
         if (found == FAILED || found == END)
             result = lose(connection);
-        else if (found == SOMETHING && self->connection)
-            result = take_in(self, before, rest);
         else
-            result = 0;
+            result = found == SOMETHING && self->connection ? take_in(self, before, rest) : 0;
+        if (found == SOMETHING && result < 0) /* raised, gevent would look at the socket no more */
+            result = tell(connection, names.broken);
     }
-    if (result < 0) /* raised, gevent would look at the socket no more */
-        result = tell(connection, names.broken);
     Py_XDECREF(rest);
     Py_DECREF(inbox);
     Py_DECREF(connection);
