@@ -1021,8 +1021,7 @@ def test_stream_leaks_nothing_of_compressed_messages(deflate_link: Link) -> None
     def turn() -> None:
         deflate_link.far.send(wire)
         messages, rest = deflate_link.read()
-        assert rest
-        assert messages == ["x" * 999, bytes(99)][: len(messages)]  # all, but on a busy machine
+        assert (messages, bool(rest)) == (["x" * 999, bytes(99)], True)
         deflate_link.connection.ready(Worker())
         deflate_link.connection.take_calls()
 

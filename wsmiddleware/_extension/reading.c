@@ -220,7 +220,7 @@ static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *mes
         int is_compressed = data[pos] & COMPRESSED;
         if (is_compressed && !ends)
             ends = now() + MAX_INFLATING / 1e6;
-        else if (is_compressed && now() > ends)
+        else if (is_compressed && frames >= MIN_INFLATING && now() > ends)
             frames = MAX_FRAMES;
         if (found == WHOLE && frames < MAX_FRAMES) {
             if (is_compressed && data == buffer) {

@@ -24,6 +24,7 @@ enum {
     LARGE = 1 << 14,        /* from here on a frame is not copied where that can be avoided */
     MAX_PENDING = 1 << 16,  /* replies of one turn that share a write */
     MAX_FRAMES = 256,       /* of one read: then others get their turn */
+    MIN_INFLATING = 4,      /* of these frames, however long they take */
     MAX_INFLATING = 100,    /* µs of one read: few bytes may be much work, whatever comes out */
     MAX_INFLATED = 1 << 16, /* bytes of one read: more is the engine's, which knows when to pause */
     MAX_DEFLATED = MAX_INFLATED / 8, /* of one message: few get that much shorter */
