@@ -63,9 +63,11 @@ class Image:
         inherited = environment(self.root)
         if INSTALLS:
             del inherited["PYTHONPATH"]
-        return {**inherited, **self.env, "HOME": str(self.root)}
+        # A path of the image is one below its root here.
+        values = {k: str(self.path(v)) if v.startswith("/") else v for k, v in self.env.items()}
+        return {**inherited, **values}
 
-    def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
+    def run(self, words: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(words),
             cwd=self.path(""),
@@ -73,6 +75,7 @@ class Image:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            timeout=timeout,
         )
 
     def build(self) -> None:
@@ -103,9 +106,19 @@ class Image:
 
     def run_step(self, rest: str) -> None:
         words = shlex.split(rest)
+        if words[0].startswith("--mount="):
+            lent = dict(
+                part.split("=") for part in words.pop(0).removeprefix("--mount=").split(",")
+            )
+            source = str(self.path(lent["source"]))
+            words = [source if word == lent["target"] else word for word in words]
         if words[0] == "pip" and not INSTALLS:
             return
+        before = dict(self.env)
+        while "=" in words[0]:
+            self.env.update([words.pop(0).split("=")])
         result = self.run(words)
+        self.env = before
         assert result.returncode == 0, result.stdout
 
 
@@ -123,14 +136,31 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
         venv.create(root / "python", with_pip=True)
         python = root / "python" / "bin" / "python"
     image = Image(root, python)
+    image.path("/tmp").mkdir()
     image.build()
     return image
 
 
-def test_image_serves_says_that_it_is_well_and_ends_in_time(image: Image) -> None:
+@pytest.fixture
+def started(image: Image, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Image]:
+    """`docker run --env …`: the image with these variables beside its own."""
+
+    def started(**variables: str) -> Image:
+        monkeypatch.setattr(image, "env", {**image.env, **variables})
+        return image
+
+    return started
+
+
+@pytest.mark.parametrize("variable", ["PORT", "GUNICORN_CMD_ARGS"])
+def test_image_serves_says_that_it_is_well_and_ends_in_time(
+    started: Callable[..., Image], variable: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    image.env["PORT"] = str(port)
+    value = str(port) if variable == "PORT" else f"--bind 127.0.0.1:{port}"
+    image = started(**{"SECRET_KEY": "given", variable: value})
+    image.path("/tmp/url").unlink(missing_ok=True)
     check = json.loads(argument("HEALTHCHECK").split("CMD ", 1)[1])
     assert image.run(check).returncode != 0  # nobody is there yet
     file = image.root / "console"
@@ -165,10 +195,28 @@ def test_user_is_not_root_and_no_shell_stands_before_the_server() -> None:
     assert isinstance(json.loads(argument("CMD")), list)
 
 
-def test_settings_come_from_the_environment_alone(image: Image) -> None:
-    image.env["WSMIDDLEWARE_IDLE_TIMEOUT"] = "soon"
+@pytest.mark.parametrize("given", [{}, {"SECRET_KEY": ""}])
+def test_start_without_a_key_is_refused(
+    started: Callable[..., Image], given: dict[str, str]
+) -> None:
+    result = started(**given, PORT="0").run(json.loads(argument("CMD")), PATIENCE)
+    assert result.returncode != 0
+    assert "SECRET_KEY is empty: set it to what `openssl rand -hex 32` prints" in result.stdout
+
+
+def test_wheels_are_lent_and_not_kept() -> None:
+    last_stage = INSTRUCTIONS[
+        max(i for i, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM") :
+    ]
+    kept = [rest for name, rest in last_stage if name in ("COPY", "ADD") and "wheels" in rest]
+    [install] = [rest for name, rest in last_stage if name == "RUN" and "pip install" in rest]
+    assert kept == []
+    assert install.startswith("--mount=type=bind,from=build,source=/src/wheels,target=/wheels ")
+
+
+def test_settings_come_from_the_environment_alone(started: Callable[..., Image]) -> None:
+    image = started(WSMIDDLEWARE_IDLE_TIMEOUT="soon", SECRET_KEY="given")
     result = image.run(["python", "-m", "wsmiddleware", "check", "app:app"])
-    del image.env["WSMIDDLEWARE_IDLE_TIMEOUT"]
     assert "WSMIDDLEWARE_IDLE_TIMEOUT" in result.stdout
     assert result.returncode == 1
 
