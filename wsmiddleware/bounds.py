@@ -1,4 +1,4 @@
-"""What bounds the requests of a connection: how long they wait for the peer, whom an error hits.
+"""What bounds the requests of a connection: how long they wait, or go on, whom an error hits.
 
 `BoundedHandler` stands between our handler and its reading, and `Limits` belong to the server.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gevent
@@ -15,9 +15,13 @@ from greenlet import GreenletExit
 
 from wsmiddleware.log import log as _logger
 from wsmiddleware.net.limit import Late, Limit, Stalled, send_all
+from wsmiddleware.net.turnstile import Turnstile
 from wsmiddleware.reading import RequestReader
 
 __all__ = ["BoundedHandler", "Limits", "limits_of", "report"]
+
+# Seconds of a turn of the loop for what flows without a wait: bodies and responses.
+_FLOW_TIME = 0.005
 
 _TIMEOUT_RESPONSE = (
     "408 Request Timeout",
@@ -27,7 +31,7 @@ _TIMEOUT_RESPONSE = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long the connections of one server may keep their greenlets waiting."""
+    """How long the connections of one server may keep their greenlets waiting, or the others."""
 
     #: For a request's head, from the accept or from the first byte of a later one.
     heads: Limit
@@ -35,6 +39,8 @@ class Limits:
     idle: Limit
     #: For the peer to take anything of a response.
     sends: Limit
+    #: Gives the loop its turn while a body or a response goes on without a wait.
+    flow: Turnstile = field(default_factory=lambda: Turnstile(_FLOW_TIME))
 
 
 class BoundedHandler(RequestReader):
@@ -99,6 +105,16 @@ class BoundedHandler(RequestReader):
         self._limits.heads.end()
         return is_read
 
+    def handle_one_response(self) -> None:
+        """Call the application; a peer that sends without a pause holds nobody else up."""
+        if self._source is not None:
+            self._source.gate = self._limits.flow.go_through
+        try:
+            super().handle_one_response()
+        finally:
+            if self._source is not None:
+                self._source.gate = None
+
     def _send_last(self, response: bytes) -> None:
         self._limits.heads.end()
         super()._send_last(response)
@@ -112,10 +128,17 @@ class BoundedHandler(RequestReader):
             self.wsgi_input.socket = _Sink(self.send_all)
         return environ
 
+    def write(self, data: bytes) -> None:
+        """Send a piece of the response; one that goes on gives way to others."""
+        if self.headers_sent:
+            self._limits.flow.go_through()
+        super().write(data)
+
     def send_all(self, data: bytes) -> None:
         """Send it, as long as the peer goes on to take some of it; `Stalled` else. Blocks."""
+        limits = self._limits
         try:
-            send_all(self.socket, data, self._limits.sends)
+            send_all(self.socket, data, limits.sends, limits.flow)
         except Stalled as exc:
             _logger.info("a response to %s is cut off: %s", self.client_address, exc.strerror)
             raise
@@ -156,7 +179,8 @@ def limits_of(server: Any) -> Limits:
         for name in ("handshake_timeout", "keep_alive", "send_timeout"):
             own = getattr(server, name, None)
             times.append(getattr(server.handler_class, name) if own is None else own)
-        limits = server.limits = Limits(*map(Limit, times))
+        heads, idle, sends = map(Limit, times)
+        limits = server.limits = Limits(heads, idle, sends)
     return limits
 
 

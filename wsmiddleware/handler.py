@@ -180,7 +180,7 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
         return self.write
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the response; dropped after a 101."""
+        """Send a piece of the response, as `BoundedHandler` does; dropped after a 101."""
         if not self.has_switched:
             super().write(data)
 

@@ -11,7 +11,7 @@ import io
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -57,6 +57,9 @@ class Source(io.RawIOBase):
     Unlike `makefile`, it is no user of the socket whom a close() would have to wait for.
     """
 
+    #: Called before each look at the socket, where given: it may block.
+    gate: Callable[[], None] | None = None
+
     def __init__(self, sock: Any) -> None:
         self._sock = sock
         self._unread = b""
@@ -71,7 +74,11 @@ class Source(io.RawIOBase):
             data, self._unread = self._unread[: len(buffer)], self._unread[len(buffer) :]
             buffer[: len(data)] = data
             return len(data)
-        return None if self._sock is None else int(self._sock.recv_into(buffer))
+        if self._sock is None:
+            return None
+        if self.gate is not None:
+            self.gate()
+        return int(self._sock.recv_into(buffer))
 
     def unread(self, data: bytes) -> None:
         """Have `data` come next, for a reader that has nothing buffered."""

@@ -59,8 +59,10 @@ __all__ = [
 # What holds without a middleware in the process.
 _GRACE_PERIOD = 5.0
 
-# Requests that begin at one turn of the loop; one is about a millisecond.
+# Requests that begin at one turn of the loop, and seconds that they may take of it; one is about a
+# millisecond.
 _REQUESTS_PER_TURN = 8
+_REQUESTS_TIME = 0.008
 
 # What accept() says when there is no room for another connection.
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -173,7 +175,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         self.clients: dict[Any, Any] = {}
         self.idle_handlers: set[WebSocketHandler] = set()
-        self.turnstile = Turnstile(_REQUESTS_PER_TURN)
+        self.turnstile = Turnstile(_REQUESTS_TIME, _REQUESTS_PER_TURN)
         self._last_without_room = self._last_crowd = -_ACCEPT_NEWS
         self._serving: set[WebSocketHandler] = set()
         super().__init__(*args, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import gevent
@@ -37,13 +38,13 @@ def turns(through: list[int], count: int) -> list[int]:
 
 def test_few_go_through_at_once() -> None:
     through: list[int] = []
-    gevent.joinall(crowd(Turnstile(8), 8, through))
+    gevent.joinall(crowd(Turnstile(9.0, 8), 8, through))
     assert through == list(range(8))
 
 
 def test_crowd_goes_through_in_order_a_few_at_a_turn() -> None:
     through: list[int] = []
-    greenlets = crowd(Turnstile(4), 42, through)
+    greenlets = crowd(Turnstile(9.0, 4), 42, through)
     seen = turns(through, 42)
     gevent.joinall(greenlets)
     assert through == list(range(42))
@@ -53,7 +54,7 @@ def test_crowd_goes_through_in_order_a_few_at_a_turn() -> None:
 
 def test_those_who_come_later_stand_behind() -> None:
     through: list[int] = []
-    turnstile = Turnstile(1)
+    turnstile = Turnstile(9.0, 1)
     first = crowd(turnstile, 5, through)
     turnstile.go_through()
     assert through == list(range(5))
@@ -63,14 +64,53 @@ def test_those_who_come_later_stand_behind() -> None:
 @pytest.mark.parametrize("number", [0, 3, 9])
 def test_one_that_is_killed_holds_nobody_up(number: int) -> None:
     through: list[int] = []
-    greenlets = crowd(Turnstile(2), 10, through)
+    greenlets = crowd(Turnstile(9.0, 2), 10, through)
     greenlets[number].kill()
     gevent.joinall(greenlets, timeout=2)
     assert set(through) >= set(range(10)) - {number}
 
 
 def test_free_turnstile_has_no_timer() -> None:
-    turnstile = Turnstile(2)
+    turnstile = Turnstile(9.0, 2)
     turnstile.go_through()
     gevent.sleep(0.02)
     assert turnstile._timer is None
+
+
+def test_time_lets_through_no_more_than_it_has_room_for() -> None:
+    """One at a turn goes through in any case."""
+    through: list[int] = []
+    turnstile = Turnstile(0.005)
+
+    def go(number: int) -> None:
+        turnstile.go_through()
+        through.append(number)
+        end = time.monotonic() + (0.006 if number < 5 else 0.0)
+        while time.monotonic() < end:
+            pass
+
+    greenlets = [gevent.spawn(go, number) for number in range(20)]
+    gevent.sleep(0)
+    seen = turns(through, 20)
+    gevent.joinall(greenlets)
+    assert through == list(range(20))
+    # Of the first five each fills a turn.
+    assert seen[0] <= 2
+    assert len(seen) >= 4
+
+
+def test_one_that_goes_on_without_a_wait_gives_the_loop_its_turn() -> None:
+    turned = 0
+
+    def tell() -> None:
+        nonlocal turned
+        turned += 1
+
+    timer = gevent.get_hub().loop.timer(0.001, 0.001)
+    timer.start(tell)
+    turnstile = Turnstile(0.005)
+    end = time.monotonic() + 0.1
+    while time.monotonic() < end:
+        turnstile.go_through()
+    timer.close()
+    assert turned > 3

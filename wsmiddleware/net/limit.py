@@ -20,6 +20,7 @@ import gevent
 import gevent.ssl
 
 from wsmiddleware.net.reactor import step_for
+from wsmiddleware.net.turnstile import Turnstile
 
 try:
     import fcntl
@@ -133,8 +134,10 @@ class Limit:
 _NOBODY: tuple[Any, tuple[float, None]] = (None, (math.inf, None))
 
 
-def send_all(sock: Any, data: Any, limit: Limit) -> None:
+def send_all(sock: Any, data: Any, limit: Limit, flow: Turnstile) -> None:
     """Send all of `data`; block as long as the peer goes on to take some of it.
+
+    One that takes it as fast as it is sent is sent no more than `flow` lets through.
 
     Raises `Stalled` when it has taken nothing for as long as `limit` says, and resets the
     connection then; `OSError` when it has gone. In the greenlet that has the socket to itself.
@@ -145,6 +148,7 @@ def send_all(sock: Any, data: Any, limit: Limit) -> None:
         with contextlib.suppress(BlockingIOError):
             view = view[sock.send(view, 0, 0.0) :]
     while view:
+        flow.go_through()
         limit.begin(_Progress(sock))
         try:
             view = view[sock.send(view[:_PIECE]) :]
