@@ -1,9 +1,10 @@
 -- One publication of a subject with history. Begins with subject.lua.
 --
 -- KEYS[3]  the last number of this producer that was carried out on this subject
+-- KEYS[4]  the same of the producer whose publication must have been carried out before it
 -- ARGV[4]  the envelope, whose place for epoch and offset is bytes 3 to 26
 -- ARGV[5]  entries kept; [6] ms that they are kept
--- ARGV[7]  its number; [8] that of the one which must have been carried out before it, or 0
+-- ARGV[7]  its number; [8] that of the one before it, or 0
 -- ARGV[9]  ms that the number is kept; [10] the channel of pub/sub
 --
 -- Gives "EPOCH:OFFSET"; 0 for a repetition; -1 where the one before it was not carried out.
@@ -12,7 +13,7 @@ local number = tonumber(ARGV[7])
 local last = tonumber(redis.call('GET', KEYS[3]) or '0')
 if last >= number then
   return 0
-elseif last < tonumber(ARGV[8]) then
+elseif ARGV[8] ~= '0' and tonumber(redis.call('GET', KEYS[4]) or '0') < tonumber(ARGV[8]) then
   return -1
 end
 

@@ -215,10 +215,10 @@ class RedisEngine:
 
     def _command(self, publication: Publication, order: _Order, compared: set[Subject]) -> bytes:
         subject = publication.subject
-        before = order.numbers.get(subject, 0)
+        before = order.sent.get(subject)
         if publication.history is not None:
-            order.numbers[subject] = publication.number
-        is_first = not before and subject not in compared
+            order.sent[subject] = publication
+        is_first = before is None and subject not in compared
         return self._scripts.publish(publication, before, compare=is_first)
 
     @staticmethod
@@ -346,15 +346,15 @@ class _Order:
     """What of one call of `publish` is to be kept in order."""
 
     def __init__(self) -> None:
-        #: The last number of each subject that was sent.
-        self.numbers: dict[Subject, int] = {}
+        #: The last one of each subject that was sent.
+        self.sent: dict[Subject, Publication] = {}
         #: Subjects of which one was not carried out.
         self.held: set[Subject] = set()
 
     def copy(self) -> _Order:
         """As it is now."""
         other = _Order()
-        other.numbers, other.held = self.numbers.copy(), self.held.copy()
+        other.sent, other.held = self.sent.copy(), self.held.copy()
         return other
 
     def holds(self, publication: Publication) -> bool:

@@ -54,21 +54,24 @@ class Scripts:
         """What tells them to a Redis."""
         return [pack(b"SCRIPT", b"LOAD", script.text) for script in (self._publish, self._read)]
 
-    def publish(self, publication: Publication, before: int, *, compare: bool) -> bytes:
-        """Publish. `before`: the number that must have been carried out, or 0.
+    def publish(
+        self, publication: Publication, before: Publication | None = None, *, compare: bool
+    ) -> bytes:
+        """Publish. `before`: the one on that subject which must have been carried out.
 
         With `compare` it is looked whether the history is still the one that its meta knows.
         """
         keys, history = self._keys.subject(publication.subject), publication.history
         if history is None:
             return pack(b"PUBLISH", keys.channel, publication.data)
-        start, end = keys.sequence
+        earlier = before or publication
         return pack(
-            *(b"EVALSHA", self._publish.digest, 3),
-            *(keys.stream, keys.meta, start + publication.producer.encode() + end),
+            *(b"EVALSHA", self._publish.digest, 4, keys.stream, keys.meta),
+            *(one.producer.encode().join(keys.sequence) for one in (publication, earlier)),
             *(int(compare), self._nonce, milliseconds(history.meta_ttl)),
             *(publication.data, history.count, milliseconds(history.ttl)),
-            *(publication.number, before, milliseconds(SEQUENCE_TTL), keys.channel),
+            *(publication.number, before.number if before else 0),
+            *(milliseconds(SEQUENCE_TTL), keys.channel),
         )
 
     def read(self, request: ReadRequest, *, compare: bool) -> bytes:
