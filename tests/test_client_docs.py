@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from support import ROOT, Server, wait_until
-from wsmiddleware import WebSocketListener, WebSocketMiddleware, websocket_info
+from wsmiddleware import websocket_info
 from wsmiddleware.options import ClientOptions
 
 TEXT = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
@@ -20,17 +20,16 @@ TEXT = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.DOTALL))
 
 
-class Echo(WebSocketListener):
-    def on_message(self, wsclient: Any, message: str | bytes) -> str | bytes:
-        return message
-
-
 @pytest.fixture
-def server(serve: Callable[..., Server]) -> Server:
-    middleware = WebSocketMiddleware(lambda environ, start_response: [], config=False)
-    for channel in ("test", "prices"):
-        middleware.register(channel, Echo)
-    return serve(middleware)
+def server(serve: Callable[..., Server], tmp_path: Path) -> Server:
+    """The page's own, in the current directory."""
+    for name, text in BLOCKS.items():
+        if name.startswith("websockets/"):
+            (tmp_path / "websockets").mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text, encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "app"}
+    exec(BLOCKS["app.py"], names)
+    return serve(names["app"])
 
 
 def run(name: str, server: Server) -> dict[str, Any]:
@@ -66,14 +65,14 @@ def test_listener_of_the_page_keeps_messages(server: Server) -> None:
 
 def test_script_prints_what_comes(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     run("script.py", server)
-    assert capsys.readouterr().out == "subscribe\n"
+    assert capsys.readouterr().out == "tea 4.20\n"
 
 
 def test_feed_subscribes_at_each_connection(server: Server) -> None:
     feed = run("feed.py", server)["follow"](server.ws_url("/ws/prices"))
-    wait_until(lambda: feed.messages == ["subscribe"])
+    wait_until(lambda: feed.messages == ["tea 4.20"])
     websocket_info().instances[0].component.wsclient.close(1012)
-    wait_until(lambda: feed.messages == ["subscribe"] * 2)
+    wait_until(lambda: feed.messages == ["tea 4.20"] * 2)
     feed.ws.disconnect()
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import wsmiddleware
-from support import ROOT, Server
+from support import ROOT, Server, running
+from support.servers import WAYS, environment, serve_by, write_app
 from wsmiddleware import WebSocketMiddleware
 from wsmiddleware.listeners.clients import WsClient, WsClients
 from wsmiddleware.listeners.session import Session
@@ -56,6 +64,116 @@ def test_echo_of_those_who_move_echoes(
     with server.connect("/ws/echo") as ws:
         ws.send("hi")
         assert ws.recv(5) == "hi"
+
+
+def test_application_of_those_who_move_ends_as_wsgi_wants() -> None:
+    [old] = [
+        block for block in blocks("moving", "python") if "environ[" in block and "def app" in block
+    ]
+    names: dict[str, Any] = {}
+    exec(old, names)
+    heard: list[str] = []
+    socket = SimpleNamespace(receive=iter(["hi", None]).__next__, send=heard.append)
+    assert list(names["app"]({"wsgi.websocket": socket}, None)) == []
+    assert heard == ["hi"]
+
+
+def write_blocks(page: str, part: str, folder: Path) -> Path:
+    """The files of a part of a page: what a block of Python says in its first line that it is."""
+    text = read(page).split(f"### {part}\n")[1].split("\n## ")[0]
+    for name, block in re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(block, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.once
+def test_application_of_several_files_shares_what_it_should(tmp_path: Path) -> None:
+    folder = write_blocks("frameworks", "An application of several files", tmp_path)
+    with serve_by("run", folder, app="app:create_app()") as process:
+        with process.server.connect("/ws/notes") as ws:
+            ws.send("milk")
+            assert ws.recv(5) == "app: milk"
+        assert json.loads(process.server.get("/notes").text) == ["milk"]
+
+
+@pytest.mark.once
+def test_what_the_page_warns_of_ends_the_start_as_it_says(tmp_path: Path) -> None:
+    app = """
+        from wsmiddleware import WebSocketMiddleware
+        app = WebSocketMiddleware(lambda environ, start_response: [])
+        db = object()
+    """
+    write_app(tmp_path, app, notes="from app import db\nclass Notes(WebSocketListener): ...")
+    command = [sys.executable, "-m", "wsmiddleware", "check", "app:app"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
+    )
+    [quoted] = re.findall(r'"(cannot import name .*?)"', read("frameworks"))
+    assert quoted in result.stdout + result.stderr
+
+
+@pytest.mark.once
+def test_django_serves_static_files(tmp_path: Path) -> None:
+    folder = write_blocks("frameworks", "Static files", tmp_path)
+    settings = """
+        from django.conf import settings
+        settings.configure(
+            ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="key",
+            INSTALLED_APPS=["django.contrib.staticfiles"], STATIC_URL="static/",
+            STATICFILES_DIRS=["files"],
+        )
+        urlpatterns = []
+    """
+    (folder / "files").mkdir()
+    (folder / "files" / "admin.css").write_text("body {}", encoding="utf-8")
+    file = folder / "wsgi.py"
+    file.write_text(textwrap.dedent(settings) + file.read_text("utf-8"), encoding="utf-8")
+    with serve_by("run", folder, app="wsgi:app") as process:
+        assert process.server.get("/static/admin.css").text == "body {}"
+
+
+@pytest.mark.once
+def test_environment_of_the_unit_is_what_the_example_reads(tmp_path: Path) -> None:
+    lines = (DOCS / "deployment" / "live.env").read_text(encoding="utf-8").splitlines()
+    values = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    assert values["SECRET_KEY"] == ""  # refused, until it is filled in
+    env = {**environment(tmp_path), **values, "SECRET_KEY": "given"}
+    folder = shutil.copytree(ROOT / "example_flask_app", tmp_path / "example")
+    host = {"Host": "live", "X-Forwarded-Host": "example.com", "X-Forwarded-Proto": "https"}
+    form = {**host, "Content-Type": "application/x-www-form-urlencoded"}
+    with running([*WAYS["run"], "app:app"], cwd=folder, env=env) as process:
+        answer = process.server.request("POST", "/name", "name=Ann", form)
+        assert "; Secure;" in answer.headers["Set-Cookie"]
+        names = {name for name in values if not name.startswith("WSMIDDLEWARE_")}
+        assert [name for name in names if name not in (folder / "app.py").read_text("utf-8")] == []
+        assert handshake_status(process.server, host, "https://example.com") == 101
+        assert handshake_status(process.server, host, "https://other.example") == 403
+
+
+def handshake_status(server: Server, headers: dict[str, str], origin: str) -> int:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    upgrade = f"Upgrade: websocket\r\nConnection: Upgrade\r\n{key}Origin: {origin}\r\n\r\n"
+    with server.socket() as sock:
+        sock.sendall(f"GET /ws/test HTTP/1.1\r\n{lines}{upgrade}".encode())
+        return int(sock.recv(1024).split()[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [("chat", True), ("_chat", False), (".chat", False), ("my-chat", False), ("sub/chat", False)],
+)
+def test_what_the_reference_says_is_no_channel_is_none(
+    tmp_path: Path, name: str, is_one: bool
+) -> None:
+    file = tmp_path / "websockets" / f"{name}.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "from wsmiddleware import WebSocketListener\nclass Chat(WebSocketListener): ...\n"
+    )
+    middleware = WebSocketMiddleware(lambda *_: [], config=False, listeners=tmp_path / "websockets")
+    assert bool(middleware.registry.channels) == is_one
 
 
 @pytest.mark.parametrize("page", sorted(file.stem for file in DOCS.glob("*.md")))

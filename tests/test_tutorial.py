@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from support import ROOT, Server
+from support import ROOT, Server, running
 from support.servers import environment, serve_by
 
 TEXT = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -148,6 +148,23 @@ def test_step_9_is_the_example(tmp_path: Path) -> None:
 def is_of_the_page(file: Path) -> bool:
     is_left_over = "__pycache__" in file.parts
     return not is_left_over and (file.parent != EXAMPLE or file.name == "app.py")
+
+
+@pytest.mark.once
+def test_step_10_serves_to_others(tmp_path: Path) -> None:
+    before, [line] = (
+        re.split(r"```console\n.*gunicorn", TEXT)[0],
+        re.findall(r"^SECRET.*", TEXT, re.M),
+    )
+    assert "stop the first server" in before.split("\n\n")[-2]  # it has the port
+    key, command = line.split(" gunicorn ")
+    assert key == 'SECRET_KEY="$(openssl rand -hex 32)"'
+    assert "--bind 0.0.0.0:8000" in command
+    words = ["gunicorn", *command.replace(":8000", ":0").split()]
+    env = {**environment(tmp_path), "SECRET_KEY": "given"}
+    ready = r"http://0\.0\.0\.0:(?P<port>[1-9]\d*)"
+    with running(words, cwd=take(tmp_path, 10), env=env, ready=ready) as process:
+        assert_echoes(process.server)
 
 
 def test_step_10_has_a_test_that_passes(tmp_path: Path) -> None:
