@@ -204,9 +204,12 @@ def test_who_has_signed_in_can_write_at_once(page: Page, example: Process) -> No
 
 
 def test_who_signs_out_does_so_in_each_window(browser: Browser, example: Process) -> None:
-    with signed_in(browser, example, "Ann") as ann, browser.page(beside=ann) as second:
+    # Their consoles may say 403: a socket that came back before its page had heard.
+    with browser.page() as ann, browser.page(beside=ann) as second:
+        sign_in(ann, example, "Ann")
         second.goto(example.server.url())
-        second.until_text("#state", "live")
+        for page in (ann, second):
+            page.until_text("#state", "live")
         second.click("text=Sign out")
         for page in (ann, second):
             page.do("wait_for_selector", "text=What shall the others call you?")
@@ -281,6 +284,7 @@ def test_push_of_who_is_signed_out_asks_for_the_name(page: Page, example: Proces
         ("tea & more", "tea-&-more"),
         ("Żółw 🐢", "Żółw-🐢"),
         ("%", "%"),
+        ("\x00\x7f;,", "\ufffd\x7f;,"),
         ("W" * 3000, "W" * 40),
     ],
 )
@@ -289,7 +293,7 @@ def test_any_room_can_be_entered(page: Page, example: Process, room: str, shown:
     page.until_text("#state", "live")
     say(page, "is it here?")
     page.until_text("#chat-log", "is it here?")
-    assert page.text("#chat-title small") == f"in {shown}"
+    assert page.evaluate("document.body.dataset.room") == shown
     page.do("reload")
     page.until_text("#state", "live")
     assert page.errors() == []
