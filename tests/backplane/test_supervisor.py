@@ -11,7 +11,6 @@ from wsmiddleware.backplane.supervisor import (
     MIN_DELAY,
     QUIET_AFTER,
     SLOW_DELAY,
-    STEADY_AFTER,
     Todo,
     Watch,
 )
@@ -66,7 +65,7 @@ def test_steady_link_begins_again_with_the_shortest_delay() -> None:
     for _ in range(9):
         watch.lost(0.0)
     watch.opened(10.0)
-    assert watch.lost(10.0 + STEADY_AFTER) == MIN_DELAY
+    assert watch.lost(10.0 + 2 * MAX_DELAY) == MIN_DELAY
 
 
 def test_link_that_is_taken_and_thrown_out_is_tried_ever_slower() -> None:

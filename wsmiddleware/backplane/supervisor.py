@@ -22,8 +22,6 @@ __all__ = ["DEAF_AFTER", "MAX_DELAY", "MIN_DELAY", "QUIET_AFTER", "Keeper", "Tod
 MIN_DELAY, MAX_DELAY = 0.1, 5.0
 #: Seconds between two tries where an operator has to mend something.
 SLOW_DELAY = 30.0
-#: A link that was steady for so long begins again with the short delays.
-STEADY_AFTER = 10.0
 #: Seconds of silence after which a link is probed, and after which more it is deaf.
 QUIET_AFTER, DEAF_AFTER = 5.0, 5.0
 
@@ -51,9 +49,9 @@ class Watch:
     )
 
     def __init__(
-        self, quiet_after: float = QUIET_AFTER, dice: Callable[[], float] = random.random
+        self, quiet_after: float | None = None, dice: Callable[[], float] = random.random
     ) -> None:
-        self._quiet_after = quiet_after
+        self._quiet_after = QUIET_AFTER if quiet_after is None else quiet_after
         self._dice = dice
         self._last_delay = 0.0
         self._retry_at = 0.0
@@ -102,7 +100,8 @@ class Watch:
 
     def lost(self, now: float, *, is_loud: bool = False) -> float:
         """It is open no more, or could not be opened; gives the delay before the next try."""
-        if self._opened_at is not None and now - self._opened_at >= STEADY_AFTER:
+        # A server that takes everybody in and throws everybody out is not asked ever faster.
+        if self._opened_at is not None and now - self._opened_at >= 2 * self._last_delay:
             self._last_delay = 0.0
         self._opened_at = self._probed_at = None
         self._last_delay = min(MAX_DELAY, self._last_delay * 2 or MIN_DELAY)
