@@ -1,42 +1,40 @@
 from collections.abc import Callable
 from contextvars import Context
-from typing import TypeVar
+from typing import Any
 
-from wsmiddleware.protocol.prepared import PreparedMessage
 from wsmiddleware.speedups import Counts as Counts
 
-_Member = TypeVar("_Member")
-
 class Ready:
+    now: float
     @property
-    def now(self) -> float: ...
+    def pool(self) -> Any: ...
     def __init__(self, pool: object) -> None: ...
-    def tick(self, now: float, /) -> None: ...
-    def __call__(self, worker: object, /) -> None: ...
+    def run_ready(self, worker: object, /) -> None: ...
+    def resubmit(self) -> None: ...
 
 class Stream:
-    def __init__(
-        self, fd: int, max_size: int, mark: int, turn: float, window_bits: int
-    ) -> None: ...
+    inbox: list[Any]
+    due: list[Any]
+    worker: Any
     is_engines: bool
     is_open: bool
-    @property
-    def last_message(self) -> float: ...
-    @property
-    def last_received(self) -> float: ...
-    @property
-    def bytes_received(self) -> int: ...
-    @property
-    def bytes_sent(self) -> int: ...
-    def start(
+    is_paused: bool
+    is_ending: bool
+    is_flush_due: bool
+    last_message: float
+    last_received: float
+    bytes_received: int
+    bytes_written: int
+    def __init__(
         self,
-        connection: object,
-        inbox: list[str | bytes],
-        due: list[str | bytes],
+        reactor: Ready,
         outbox: object,
-        ready: Ready,
-        counts: Counts,
-        /,
+        metrics: Counts,
+        fd: int,
+        max_size: int,
+        mark: int,
+        turn: float,
+        window_bits: int,
     ) -> None: ...
     def serve_for(
         self,
@@ -51,11 +49,12 @@ class Stream:
     ) -> None: ...
     def stop(self) -> None: ...
     def receive(self) -> None: ...
+    def make_ready(self) -> None: ...
     def serve(self, worker: object, /) -> None: ...
-    def take_pending(self) -> bytes | None: ...
+    def hold_pending(self) -> None: ...
 
 def apply_mask(data: bytes | bytearray | memoryview, key: bytes, /) -> bytes: ...
-def deliver(members: list[_Member], prepared: PreparedMessage, /) -> list[_Member]: ...
+def deliver(members: list[Any], prepared: Any, /) -> None: ...
 def pack(
     data: str | bytes | bytearray | memoryview, compress: bool = True, /
 ) -> bytes | tuple[bytes, bytes | memoryview]: ...

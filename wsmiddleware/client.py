@@ -13,7 +13,6 @@ from typing import Any
 from wsmiddleware.exceptions import ConnectionClosed, WebSocketError
 from wsmiddleware.listeners.notify import Notifier
 from wsmiddleware.log import redact, set_up_logging
-from wsmiddleware.net.connection import State
 from wsmiddleware.net.orders import Orders
 from wsmiddleware.net.reactor import step_for
 from wsmiddleware.net.underway import OVERHEAD
@@ -111,7 +110,7 @@ class WebSocketClient:
     def is_open(self) -> bool:
         """True from the opening handshake until a closing handshake starts."""
         connection = self._upkeep.connection
-        return connection is not None and connection.is_open() and not self._upkeep.is_stopping
+        return connection is not None and connection.is_open and not self._upkeep.is_stopping
 
     def send_text(self, message: str, *, compress: bool = True) -> None:
         """Send a text message; `TypeError` for anything but `str`. The rest is `send_binary`'s."""
@@ -168,7 +167,7 @@ class WebSocketClient:
             return
         seconds = self._options.close_timeout
         connection = upkeep.connection
-        while not upkeep.done.is_set() and connection and connection.state is not State.CLOSED:
+        while not upkeep.done.is_set() and connection and not connection.is_closed:
             # It ends by its own time-out, which stands still while the server takes what waits.
             upkeep.done.wait(seconds)
         upkeep.done.wait(seconds)

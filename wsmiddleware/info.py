@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _read_version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 
@@ -20,14 +20,33 @@ from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.speedups import IMPLEMENTATION
 
 if TYPE_CHECKING:
-    from wsmiddleware.listeners.invoke import Member
+    from pathlib import Path
+
     from wsmiddleware.listeners.session import Session
-    from wsmiddleware.middleware import WebSocketMiddleware
+    from wsmiddleware.registry import Registry
+    from wsmiddleware.settings import Settings
 
 __all__ = ["Info", "Instance", "add", "middlewares", "publish", "shutdown", "websocket_info"]
 
 
-_middlewares: list[weakref.ref[WebSocketMiddleware]] = []
+class Middleware(Protocol):
+    """What is asked of the middlewares of this process."""
+
+    settings: Settings
+    registry: Registry
+    #: A server has begun, or a request has come.
+    is_serving: bool
+    has_warned_of_nobody: bool
+
+    @property
+    def directory(self) -> Path | None:
+        """The listener directory, whether it exists or not."""
+
+    def shutdown(self, code: CloseCode = ..., timeout: float = ...) -> None:
+        """Close every client, run what is left of callbacks. Blocks."""
+
+
+_middlewares: list[weakref.ref[Middleware]] = []
 
 try:
     VERSION = _read_version("wsmiddleware")
@@ -35,12 +54,12 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     VERSION = "0+unknown"
 
 
-def add(middleware: WebSocketMiddleware) -> None:
+def add(middleware: Middleware) -> None:
     """Make a middleware known to the process."""
     _middlewares.append(weakref.ref(middleware, _middlewares.remove))
 
 
-def middlewares() -> list[WebSocketMiddleware]:
+def middlewares() -> list[Middleware]:
     """The middlewares of this process, oldest first."""
     return [middleware for ref in tuple(_middlewares) if (middleware := ref()) is not None]
 
@@ -58,7 +77,7 @@ class Info(Items):
         "version",
     )
 
-    def __init__(self, newest: WebSocketMiddleware | None, instances: list[Instance]) -> None:
+    def __init__(self, newest: Middleware | None, instances: list[Instance]) -> None:
         #: The package's version.
         self.version = VERSION
         #: The absolute path of the listener directory; `None` without a middleware.
@@ -110,8 +129,9 @@ class _RawSession:
         return self.raw if name == "raw" else self._session[name]
 
 
-def _with_raw(member: Member) -> Any:
-    return _RawSession(member.session, member.connection)
+def _with_raw(each: Instance) -> Instance:
+    session: Any = _RawSession(each.session, each.connection)
+    return Instance(each.component, session, each.wsclient, each.connection)
 
 
 def websocket_info(add_raw: bool = False) -> Info:
@@ -126,7 +146,7 @@ def websocket_info(add_raw: bool = False) -> Info:
     for middleware in known:
         members = middleware.registry.members()
         if add_raw:
-            instances += [Instance(member.component, _with_raw(member)) for member in members]
+            instances += map(_with_raw, members)
         else:
             instances += members
     return Info(known[-1] if known else None, instances)
@@ -150,7 +170,7 @@ def publish(channel: str, message: object, group: str | None = None) -> bool:
     return all(results)
 
 
-def _warn_of_nobody(middleware: WebSocketMiddleware) -> None:
+def _warn_of_nobody(middleware: Middleware) -> None:
     """Say once that nobody can be connected to this process."""
     if not middleware.has_warned_of_nobody:
         middleware.has_warned_of_nobody = True

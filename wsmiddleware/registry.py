@@ -17,7 +17,7 @@ from wsmiddleware.exceptions import ListenerError, WebSocketError
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.contract import Contract
-from wsmiddleware.listeners.invoke import Member
+from wsmiddleware.listeners.instance import Instance
 from wsmiddleware.listeners.loader import listener_files, load_file
 from wsmiddleware.metrics import Metrics
 from wsmiddleware.net.reactor import Reactor, step_for
@@ -135,7 +135,7 @@ class Registry:
         listed = sum(len(channel.unfinished) + len(channel.lingering) for channel in channels)
         return listed + self._arriving
 
-    def members(self) -> Iterator[Member]:
+    def members(self) -> Iterator[Instance]:
         """A snapshot of every open connection's member, channel by channel."""
         channels = tuple(self.channels.values())
         return itertools.chain.from_iterable(channel.members() for channel in channels)

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
     from wsmiddleware._speedups import Ready as _Ready
     from wsmiddleware._speedups import Stream as _Stream
-    from wsmiddleware.protocol.prepared import PreparedMessage
 
     ApplyMask = Callable[[bytes | bytearray | memoryview, bytes], bytes]
-    Deliver = Callable[[list[Any], PreparedMessage], list[Any]]
+    Deliver = Callable[[list[Any], Any], None]
     Pack = Callable[
         [str | bytes | bytearray | memoryview, bool], bytes | tuple[bytes, bytes | memoryview]
     ]
@@ -47,11 +46,9 @@ class Counts:
     messages_sent: int
 
 
-#: Reads and answers everyday messages on a TCP socket's descriptor.
+#: In place of those of `net.stream`.
 Stream: type[_Stream] | None = None
-#: Runs the callbacks of the streams for which something has come: a task of a worker pool.
 Ready: type[_Ready] | None = None
-#: Sends a broadcast to those of a list of members that it can, and gives the others.
 deliver: Deliver | None = None
 #: Masks or unmasks bytes.
 apply_mask: ApplyMask | None = None

@@ -238,7 +238,7 @@ class Upkeep:
                 "%s: %d messages still wait: %s", self.notifier.name, len(offline or ()), exc
             )
         else:
-            self.is_ready = connection.is_open() and not self.is_stopping
+            self.is_ready = connection.is_open and not self.is_stopping
 
     def ended(self, lifetime: float) -> None:
         """The last callback of a connection has run: connect again, or end."""

@@ -461,9 +461,9 @@ def test_connection_whose_wait_for_an_edge_is_broken_off_is_served_all_the_same(
     with served.connect() as ws:
         (member,) = served.channel.members()
         connection = member.connection
-        wait_until(lambda: connection._worker is not None)
+        wait_until(lambda: connection.worker is not None)
         # As a time-out does that an earlier callback in the same worker has left behind.
-        connection.reactor.loop.run_callback(connection._worker.greenlet.throw, gevent.Timeout(1))
+        connection.reactor.loop.run_callback(connection.worker.greenlet.throw, gevent.Timeout(1))
         wait_until(lambda: "came for a callback that has ended" in caplog.text)
         leave.set()
         ws.send("hello")

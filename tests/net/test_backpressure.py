@@ -444,7 +444,7 @@ def test_what_is_sent_shows_when_the_callback_blocks(serve: Serve) -> None:
 
 
 def test_replies_of_a_batch_share_a_write(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("net.connection", "listeners.invoke"):  # however slow the machine is just then
+    for module in ("net.connection",):  # however slow the machine is just then
         monkeypatch.setattr(f"wsmiddleware.{module}.TURN", 60.0)
     with peer_of(serve(middleware_for(Log().listener()))) as peer:
         peer.send(*(frame(TEXT, f"{n:04}") for n in range(8)))
@@ -553,10 +553,10 @@ def test_full_inbox_stops_reading_and_nothing_is_lost(serve: Serve, size: int) -
     with blocked(serve, request_timeout=60) as (peer, connection, log, release):
         piece = frame(BINARY, b"x" * size)
         count = peer.send_until_full(b"".join([piece] * (1 + 100_000 // size)))
-        waiting = sum(map(len, connection._inbox))
+        waiting = sum(map(len, connection.inbox))
         assert waiting < 262144 + max(LARGE_RECV_SIZE, size)
         # Less than 256 wait, and a read brings 256 by the extension and as many by the engine.
-        assert len(connection._inbox) < 768
+        assert len(connection.inbox) < 768
         assert connection.bytes_received < 2**20 + 2 * size
         release.set()
         peer.finish()
@@ -573,9 +573,9 @@ def test_messages_that_grow_do_not_pile_up(serve: Serve) -> None:
         peer.send(frame(TEXT, "block"))
         wait_until(lambda: log.messages)
         peer.send(compressed * 40)  # in all fewer bytes than one read takes
-        wait_until(lambda: connection._inbox)
+        wait_until(lambda: connection.inbox)
         gevent.sleep(0.1)
-        assert len(connection._inbox) == 1
+        assert len(connection.inbox) == 1
         release.set()
         peer.send(frame(TEXT, "last"))
         assert peer.read_text() == "done"
@@ -636,7 +636,7 @@ def test_message_rate_goes_on_after_a_timer_that_came_early(
         for _ in range(5):
             peer.read()
         connection = connection_of(middleware)
-        wait_until(lambda: connection._is_paused)
+        wait_until(lambda: connection.is_paused)
         connection._resume()
         assert peer.read_text() == "5"
 
@@ -646,12 +646,12 @@ def test_message_rate_does_not_fill_the_inbox_past_its_limit(serve: Serve) -> No
         peer.send(frame(TEXT, "x"))
         wait_until(lambda: log.messages)
         peer.send(*(frame(TEXT, "x") for _ in range(400)))
-        wait_until(lambda: len(connection._inbox) >= 256)
+        wait_until(lambda: len(connection.inbox) >= 256)
         # Of a loop that is held up, the bucket lets as many as it holds in at once.
-        full = len(connection._inbox)
+        full = len(connection.inbox)
         assert full < 256 + 200
         gevent.sleep(0.3)  # by their rate 60 more might come
-        assert len(connection._inbox) == full
+        assert len(connection.inbox) == full
         release.set()
         peer.send(frame(TEXT, "last"))
         assert peer.read_text() == "done"

@@ -178,7 +178,7 @@ def test_broadcast_goes_on_past_a_client_whose_socket_breaks(serve: Serve) -> No
         broken._transport.shutdown(1)
         assert log.clients[1].broadcast("news")
         assert second.read_text() == "news"
-        assert not broken.is_open()
+        assert not broken.is_open
         first.read_end()
 
 

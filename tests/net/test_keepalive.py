@@ -35,12 +35,12 @@ Serve = Callable[..., Server]
 FAST = {"ping_interval": 0.1, "ping_timeout": 0.2}
 
 
-def verdicts(keepalive: Keepalive, *times: float) -> list[Verdict]:
-    return [keepalive.check(now) for now in times]
+def verdicts(keepalive: Keepalive, *times: float, received: float = 0.0) -> list[Verdict]:
+    return [keepalive.check(now, received, 0.0) for now in times]
 
 
 def test_quiet_peer_is_pinged_once_then_dead() -> None:
-    keepalive = Keepalive(0.0, 0, 20, 20)
+    keepalive = Keepalive(0, 20, 20)
     assert verdicts(keepalive, 19.9, 20, 39.9, 40) == [
         Verdict.FINE,
         Verdict.PING,
@@ -50,10 +50,9 @@ def test_quiet_peer_is_pinged_once_then_dead() -> None:
 
 
 def test_any_byte_answers_a_ping() -> None:
-    keepalive = Keepalive(0.0, 0, 20, 20)
-    keepalive.check(20)
-    keepalive.last_received = 25.0
-    assert verdicts(keepalive, 44, 45, 64, 65) == [
+    keepalive = Keepalive(0, 20, 20)
+    assert verdicts(keepalive, 20) == [Verdict.PING]
+    assert verdicts(keepalive, 44, 45, 64, 65, received=25.0) == [
         Verdict.FINE,
         Verdict.PING,
         Verdict.FINE,
@@ -62,16 +61,14 @@ def test_any_byte_answers_a_ping() -> None:
 
 
 def test_zero_turns_pings_and_idle_off() -> None:
-    assert Keepalive(0.0, 0, 0, 20).check(1e9) is Verdict.FINE
+    assert Keepalive(0, 0, 20).check(1e9, 0.0, 0.0) is Verdict.FINE
 
 
 def test_idle_counts_messages_only() -> None:
-    keepalive = Keepalive(0.0, 30, 20, 20)
-    keepalive.last_received = 29.0
-    assert keepalive.check(29.9) is Verdict.FINE
-    assert keepalive.check(30) is Verdict.IDLE
-    keepalive.last_message = 30.0
-    assert keepalive.check(31) is Verdict.FINE
+    keepalive = Keepalive(30, 20, 20)
+    assert keepalive.check(29.9, 29.0, 0.0) is Verdict.FINE
+    assert keepalive.check(30, 29.0, 0.0) is Verdict.IDLE
+    assert keepalive.check(31, 29.0, 30.0) is Verdict.FINE
 
 
 @pytest.mark.parametrize(
@@ -90,21 +87,13 @@ def test_idle_counts_messages_only() -> None:
 def test_due_is_when_something_is_found(
     idle: float, interval: float, timeout: float, due: float, due_after_ping: float | None
 ) -> None:
-    keepalive = Keepalive(0.0, idle, interval, timeout)
-    assert keepalive.due() == due
-    assert keepalive.check(min(due, 1e9) - 0.1) is Verdict.FINE
+    keepalive = Keepalive(idle, interval, timeout)
+    assert keepalive.due(0.0, 0.0) == due
+    assert keepalive.check(min(due, 1e9) - 0.1, 0.0, 0.0) is Verdict.FINE
     if due_after_ping is not None:
-        assert keepalive.check(due) is Verdict.PING
-        assert keepalive.due() == due_after_ping
-    keepalive.hold(100.0)
-    assert keepalive.due() == 100 + due
-
-
-def test_clocks_stand_still_on_hold() -> None:
-    keepalive = Keepalive(0.0, 30, 20, 20)
-    keepalive.check(20)
-    keepalive.hold(39)
-    assert verdicts(keepalive, 40, 58.9, 59) == [Verdict.FINE, Verdict.FINE, Verdict.PING]
+        assert keepalive.check(due, 0.0, 0.0) is Verdict.PING
+        assert keepalive.due(0.0, 0.0) == due_after_ping
+    assert keepalive.due(100.0, 100.0) == 100 + due
 
 
 def test_quiet_peer_is_left_alone_until_something_is_due(serve: Serve) -> None:
@@ -154,7 +143,7 @@ def test_clock_stands_still_while_we_do_not_read(serve: Serve) -> None:
     with peer_of(serve(middleware)) as peer:
         wait_until(lambda: log.clients)
         peer.send_until_full(frame(BINARY, b"x" * 100_000))
-        assert connection_of(middleware)._is_paused
+        assert connection_of(middleware).is_paused
         gevent.sleep(1.0)  # past every time-out
         assert log.client.is_open()
         release.set()

@@ -60,30 +60,34 @@ static void Ready_dealloc(Ready *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-PyDoc_STRVAR(tick_doc, "tick(now): the reactor's time, in seconds; what waits is asked for again.");
+PyDoc_STRVAR(run_ready_doc,
+             "run_ready(worker): a task of the pool, which does what is to be done for the streams that\n"
+             "are ready, one behind the other until one blocks.");
+
+PyDoc_STRVAR(resubmit_doc, "Ask for a worker again, should there have been no memory to ask.");
 
 static PyMethodDef ready_methods[] = {
-    {"tick", (PyCFunction)Ready_tick, METH_O, tick_doc},
+    {"run_ready", (PyCFunction)Ready_run_ready, METH_O, run_ready_doc},
+    {"resubmit", (PyCFunction)Ready_resubmit, METH_NOARGS, resubmit_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef ready_members[] = {
-    {"now", T_DOUBLE, offsetof(Ready, now), READONLY, "The reactor's time, in seconds."},
+    {"now", T_DOUBLE, offsetof(Ready, now), 0, "The time in seconds."},
+    {"pool", T_OBJECT_EX, offsetof(Ready, pool), READONLY, "The workers."},
     {NULL, 0, 0, 0, NULL},
 };
 
 PyTypeObject ready_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Ready",
-    .tp_doc = "The streams for which something has come: a task of the `WorkerPool` that is given,\n"
-              "which runs their callbacks, one stream behind the other until one blocks.",
+    .tp_doc = "The streams for which something is to be done, the `WorkerPool` that does it, the time.",
     .tp_basicsize = sizeof(Ready),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
     .tp_new = PyType_GenericNew,
     .tp_init = (initproc)Ready_init,
     .tp_dealloc = (destructor)Ready_dealloc,
     .tp_traverse = (traverseproc)Ready_traverse,
     .tp_clear = (inquiry)Ready_clear,
-    .tp_call = (ternaryfunc)Ready_call,
     .tp_methods = ready_methods,
     .tp_members = ready_members,
 };
@@ -92,10 +96,12 @@ PyTypeObject ready_type = {
 
 static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "max_size", "mark", "turn", "window_bits", NULL};
-    self->is_open = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "inndi", names, &self->fd, &self->max_size,
-                                     &self->mark, &self->turn, &self->window_bits))
+    static char *names[] = {"reactor", "outbox", "metrics", "fd", "max_size", "mark", "turn",
+                            "window_bits", NULL};
+    PyObject *reactor, *outbox, *counts;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO!inndi", names, &ready_type, &reactor, &outbox,
+                                     &counts_type, &counts, &self->fd, &self->max_size, &self->mark,
+                                     &self->turn, &self->window_bits))
         return -1;
     if (self->window_bits < 0 || self->window_bits >= FORMS) {
         PyErr_SetString(PyExc_ValueError, "window_bits is 0 to 15");
@@ -105,27 +111,17 @@ static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_RuntimeError, "window_bits before use_deflate()");
         return -1;
     }
-    return 0;
-}
-
-PyDoc_STRVAR(start_doc,
-             "start(connection, inbox, due, outbox, ready, counts)\n\n"
-             "Serve that connection until `stop`: its lists of messages, what has come and what is\n"
-             "due, in reverse; `counts` counts them. The stream is `ready` when something has come.");
-
-static PyObject *Stream_start(Stream *self, PyObject *arguments)
-{
-    PyObject *connection, *inbox, *due, *outbox, *ready, *counts;
-    if (!PyArg_ParseTuple(arguments, "OO!O!OO!O!", &connection, &PyList_Type, &inbox, &PyList_Type,
-                          &due, &outbox, &ready_type, &ready, &counts_type, &counts))
-        return NULL;
-    Py_XSETREF(self->connection, Py_NewRef(connection));
-    Py_XSETREF(self->inbox, Py_NewRef(inbox));
-    Py_XSETREF(self->due, Py_NewRef(due));
+    Py_XSETREF(self->inbox, PyList_New(0));
+    Py_XSETREF(self->due, PyList_New(0));
+    if (!self->inbox || !self->due)
+        return -1;
+    Py_XSETREF(self->reactor, (Ready *)Py_NewRef(reactor));
     Py_XSETREF(self->outbox, Py_NewRef(outbox));
-    Py_XSETREF(self->counts, (Counts *)Py_NewRef(counts));
-    Py_XSETREF(self->ready, (Ready *)Py_NewRef(ready));
-    Py_RETURN_NONE;
+    Py_XSETREF(self->metrics, (Counts *)Py_NewRef(counts));
+    Py_XSETREF(self->worker, Py_NewRef(Py_None));
+    self->last_received = self->last_message = self->reactor->now;
+    self->is_open = 1;
+    return 0;
 }
 
 PyDoc_STRVAR(serve_for_doc,
@@ -139,10 +135,6 @@ static PyObject *Stream_serve_for(Stream *self, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "OOOO!UUd", &member, &listener, &client, &PyContext_Type,
                           &context, &text_name, &binary_name, &self->timeout))
         return NULL;
-    if (!self->connection) {
-        PyErr_SetString(PyExc_RuntimeError, "serve_for() before start()");
-        return NULL;
-    }
     Py_XSETREF(self->member, Py_NewRef(member));
     Py_XSETREF(self->listener, Py_NewRef(listener));
     Py_XSETREF(self->client, Py_NewRef(client));
@@ -154,12 +146,12 @@ static PyObject *Stream_serve_for(Stream *self, PyObject *arguments)
 
 static int Stream_traverse(Stream *self, visitproc visit, void *arg)
 {
-    Py_VISIT(self->connection);
+    Py_VISIT(self->reactor);
+    Py_VISIT(self->outbox);
+    Py_VISIT(self->metrics);
     Py_VISIT(self->inbox);
     Py_VISIT(self->due);
-    Py_VISIT(self->outbox);
-    Py_VISIT(self->ready);
-    Py_VISIT(self->counts);
+    Py_VISIT(self->worker);
     Py_VISIT(self->member);
     Py_VISIT(self->listener);
     Py_VISIT(self->client);
@@ -167,36 +159,46 @@ static int Stream_traverse(Stream *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int Stream_clear(Stream *self)
+static void forget_member(Stream *self)
 {
-    Py_CLEAR(self->connection);
-    Py_CLEAR(self->inbox);
-    Py_CLEAR(self->due);
-    Py_CLEAR(self->outbox);
-    Py_CLEAR(self->ready);
-    Py_CLEAR(self->counts);
     Py_CLEAR(self->member);
     Py_CLEAR(self->listener);
     Py_CLEAR(self->client);
     Py_CLEAR(self->context);
     Py_CLEAR(self->text_name);
     Py_CLEAR(self->binary_name);
+}
+
+/* Only what may lead back here: the methods rely on the rest. */
+static int Stream_clear(Stream *self)
+{
+    forget_member(self);
+    if (self->inbox)
+        PyList_SetSlice(self->inbox, 0, PyList_GET_SIZE(self->inbox), NULL);
+    if (self->due)
+        PyList_SetSlice(self->due, 0, PyList_GET_SIZE(self->due), NULL);
     return 0;
 }
 
-PyDoc_STRVAR(stop_doc, "Let go of what `start` and `serve_for` have given. Not while it serves.");
+PyDoc_STRVAR(stop_doc, "Let go of what `serve_for` has given. Not while it serves.");
 
 static PyObject *Stream_stop(Stream *self, PyObject *ignored)
 {
     (void)ignored;
-    Stream_clear(self);
+    forget_member(self);
     Py_RETURN_NONE;
 }
 
 static void Stream_dealloc(Stream *self)
 {
     PyObject_GC_UnTrack(self);
-    Stream_clear(self);
+    forget_member(self);
+    Py_XDECREF(self->reactor);
+    Py_XDECREF(self->outbox);
+    Py_XDECREF(self->metrics);
+    Py_XDECREF(self->inbox);
+    Py_XDECREF(self->due);
+    Py_XDECREF(self->worker);
     PyMem_Free(self->kept);
     Py_XDECREF(self->message);
     PyMem_Free(self->pending);
@@ -214,38 +216,52 @@ PyDoc_STRVAR(receive_doc,
              "Messages go to the inbox, and the stream is ready; what else comes goes to the\n"
              "connection.");
 
-PyDoc_STRVAR(take_pending_doc, "Give up the replies that were to share a write: bytes or `None`.");
+PyDoc_STRVAR(hold_pending_doc, "Give the outbox the replies that were to share a write.");
+
+PyDoc_STRVAR(make_ready_doc, "Have a worker do what is to be done: soon, and once.");
 
 static PyMethodDef stream_methods[] = {
-    {"start", (PyCFunction)Stream_start, METH_VARARGS, start_doc},
     {"serve_for", (PyCFunction)Stream_serve_for, METH_VARARGS, serve_for_doc},
     {"stop", (PyCFunction)Stream_stop, METH_NOARGS, stop_doc},
     {"receive", (PyCFunction)Stream_receive, METH_NOARGS, receive_doc},
+    {"make_ready", (PyCFunction)Stream_make_ready, METH_NOARGS, make_ready_doc},
     {"serve", (PyCFunction)Stream_serve, METH_O, serve_doc},
-    {"take_pending", (PyCFunction)Stream_take_pending, METH_NOARGS, take_pending_doc},
+    {"hold_pending", (PyCFunction)Stream_hold_pending, METH_NOARGS, hold_pending_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef stream_members[] = {
-    {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), READONLY, "Bytes read."},
-    {"bytes_sent", T_ULONGLONG, offsetof(Stream, bytes_sent), READONLY, "Bytes sent."},
-    {"last_received", T_DOUBLE, offsetof(Stream, last_received), READONLY,
+    {"reactor", T_OBJECT_EX, offsetof(Stream, reactor), READONLY, "Its loop, time and workers."},
+    {"outbox", T_OBJECT_EX, offsetof(Stream, outbox), READONLY, "What waits to be sent."},
+    {"metrics", T_OBJECT_EX, offsetof(Stream, metrics), READONLY, "What is counted."},
+    {"inbox", T_OBJECT_EX, offsetof(Stream, inbox), READONLY, "Messages that wait for a worker."},
+    {"due", T_OBJECT_EX, offsetof(Stream, due), READONLY, "Those that one is at, in reverse."},
+    {"worker", T_OBJECT_EX, offsetof(Stream, worker), 0, "Who runs its callbacks now, or `None`."},
+    {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), 0, "Bytes read."},
+    {"bytes_written", T_ULONGLONG, offsetof(Stream, bytes_written), 0,
+     "Bytes sent without the outbox."},
+    {"last_received", T_DOUBLE, offsetof(Stream, last_received), 0,
      "When something has come, in the reactor's time."},
-    {"last_message", T_DOUBLE, offsetof(Stream, last_message), READONLY,
+    {"last_message", T_DOUBLE, offsetof(Stream, last_message), 0,
      "When a message has come or gone."},
+    {"window_bits", T_INT, offsetof(Stream, window_bits), READONLY,
+     "Window of the agreed compression; 0 without one."},
     {"is_engines", T_BOOL, offsetof(Stream, is_engines), 0,
      "True while what comes is for the engine, in the middle of something."},
     {"is_open", T_BOOL, offsetof(Stream, is_open), 0, "False once nothing may be sent any more."},
+    {"is_paused", T_BOOL, offsetof(Stream, is_paused), 0,
+     "True while input is left where it is."},
+    {"is_ending", T_BOOL, offsetof(Stream, is_ending), 0, "True once the peer's last has come."},
+    {"is_flush_due", T_BOOL, offsetof(Stream, is_flush_due), 0,
+     "True while the hub is to send what shares a write."},
     {NULL, 0, 0, 0, NULL},
 };
 
 PyTypeObject stream_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Stream",
-    .tp_doc = "The server's end of one connection: a non-blocking TCP socket's descriptor, which\n"
-              "stays its owner's; the largest message that is taken, and the mark of the outbox,\n"
-              "in bytes; how long a turn is, in seconds; the window of the agreed compression.",
+    .tp_doc = "One connection's everyday; see net/stream.py.",
     .tp_basicsize = sizeof(Stream),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
     .tp_new = PyType_GenericNew,
     .tp_init = (initproc)Stream_init,
     .tp_dealloc = (destructor)Stream_dealloc,
@@ -258,8 +274,8 @@ PyTypeObject stream_type = {
 /* -- the module -------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(deliver_doc,
-             "deliver(members, prepared): send a `PreparedMessage` to each member of a list whose\n"
-             "connection has a stream and nothing else to send. The list of the others.");
+             "deliver(members, prepared): send a `PreparedMessage` to the connection of each member\n"
+             "of a list.");
 
 PyDoc_STRVAR(pack_doc,
              "pack(data, compress=None): the wire form of a `str` or of bytes, one frame, unmasked\n"

@@ -35,10 +35,10 @@ void PyErr_SetRaisedException(PyObject *exception)
 #endif
 
 /* Tell the connection of an exception of ours: there was no memory, and its place is lost. */
-int tell(PyObject *connection, PyObject *method)
+int tell(Stream *self, PyObject *method)
 {
     PyObject *exception = PyErr_GetRaisedException();
-    int result = call(connection, method, exception ? exception : Py_None);
+    int result = call((PyObject *)self, method, exception ? exception : Py_None);
     /* Ctrl-C belongs to the main greenlet, whatever it has found us at. */
     if (result == 0 && exception && !PyErr_GivenExceptionMatches(exception, PyExc_Exception)) {
         PyErr_SetRaisedException(exception);
@@ -54,7 +54,7 @@ static size_t send_bytes(Stream *self, const void *data, size_t size)
     ssize_t sent = send(self->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0)
         return 0;
-    self->bytes_sent += sent;
+    self->bytes_written += sent;
     return sent;
 }
 
@@ -72,7 +72,7 @@ static size_t send_frame(Stream *self, const unsigned char *header, size_t heade
     ssize_t sent = sendmsg(self->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0)
         return 0;
-    self->bytes_sent += sent;
+    self->bytes_written += sent;
     return sent;
 }
 
@@ -93,7 +93,6 @@ static PyObject *make_rest(const unsigned char *header, size_t header_size, size
  * was set before `rest` was made, so that nobody's frame comes in between. */
 static int write_rest(PyObject *outbox, PyObject *rest)
 {
-    Py_INCREF(outbox); /* the connection may come to its end */
     int result = rest ? call(outbox, names.write, rest) : -1;
     Py_XDECREF(rest);
     PyObject *exception = PyErr_GetRaisedException();
@@ -101,7 +100,6 @@ static int write_rest(PyObject *outbox, PyObject *rest)
         result = -1;
     if (exception)
         PyErr_SetRaisedException(exception);
-    Py_DECREF(outbox);
     return result;
 }
 
@@ -132,7 +130,6 @@ static void drop_pending(Stream *self)
     }
     self->pending = NULL;
     self->pending_size = self->pending_room = 0;
-    self->is_flush_due = 0;
 }
 
 /* Send the pending replies behind what waits; the outbox gets what the socket does not take. */
@@ -157,14 +154,16 @@ int flush_outbox(Stream *self)
     return waiting > 0 ? call(self->outbox, names.flush, NULL) : waiting;
 }
 
-PyObject *Stream_take_pending(Stream *self, PyObject *ignored)
+PyObject *Stream_hold_pending(Stream *self, PyObject *ignored)
 {
     (void)ignored;
     if (!self->pending)
         Py_RETURN_NONE;
     PyObject *taken = PyBytes_FromStringAndSize((char *)self->pending, self->pending_size);
     drop_pending(self);
-    return taken;
+    int result = taken ? call(self->outbox, names.hold, taken) : -1;
+    Py_XDECREF(taken);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* One more reply, where it fits: 0. */
@@ -204,7 +203,7 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
         if (flush_pending(self) < 0 || (waiting = get_waiting(self->outbox)) < 0)
             return -1;
         if (!self->is_open) /* that found the connection broken: the descriptor may be another's */
-            return call(self->connection, names.reply_lost, NULL);
+            return call((PyObject *)self, names.reply_lost, NULL);
     }
     if (is_last && !waiting) {
         size_t sent = send_frame(self, header, header_size, payload, size);
@@ -212,15 +211,11 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
             return 0;
         if (set_busy(self->outbox, sent) < 0)
             return -1;
-        PyObject *outbox = self->outbox; /* as it is now: to make the rest may end the connection */
-        Py_INCREF(outbox);
-        PyObject *rest = make_rest(header, header_size, sent, owner, payload, size);
-        int result = write_rest(outbox, rest);
-        Py_DECREF(outbox);
-        return result;
+        return write_rest(self->outbox,
+                          make_rest(header, header_size, sent, owner, payload, size));
     }
     PyObject *wire = make_wire(header, header_size, owner, payload, size);
-    int result = wire ? call(self->connection, names.hold, wire) : -1;
+    int result = wire ? call((PyObject *)self, names.hold, wire) : -1;
     Py_XDECREF(wire);
     return result;
 }
@@ -244,28 +239,31 @@ static int send_payload(Stream *self, PyObject *owner, int is_frame, int is_last
         return -1;
     /* Only now: whatever the collector has finalized meanwhile may have sent, or closed. */
     if (!self->is_open)
-        return call(self->connection, names.reply_lost, NULL);
+        return call((PyObject *)self, names.reply_lost, NULL);
     if (waiting >= self->mark)
         return 1;
     unsigned char header[MAX_HEADER];
     int first = PyUnicode_Check(owner) ? TEXT : BINARY;
     size_t header_size = is_frame ? 0 : make_header(header, first, size);
-    self->counts->messages_sent++;
-    self->last_message = self->ready->now;
+    self->metrics->messages_sent++;
+    self->last_message = self->reactor->now;
     return send_behind(self, header, header_size, owner, payload, size, waiting, is_last);
 }
 
-/* Send a `str` or `bytes`: 0. 1 when there is no room for it, -1 with an exception. */
+/* Send a `str` or `bytes`: 0. 1 when it is for Python to send (there is no room for it, or the socket
+ * is not ours to write), -1 with an exception. */
 int answer(Stream *self, PyObject *reply, int is_last)
 {
     if (!self->is_open) /* nobody is there any more */
-        return call(self->connection, names.reply_lost, NULL);
+        return call((PyObject *)self, names.reply_lost, NULL);
+    if (self->fd < 0)
+        return 1;
     Py_ssize_t size;
     if (self->window_bits && !get_payload(reply, &size))
         return -1;
     if (!self->window_bits || size < min_compress_size)
         return send_payload(self, reply, 0, is_last);
-    PyObject *frame = PyObject_CallMethodOneArg(self->connection, names.encode, reply);
+    PyObject *frame = PyObject_CallMethodOneArg((PyObject *)self, names.encode, reply);
     int result = frame ? send_payload(self, frame, 1, is_last) : -1;
     Py_XDECREF(frame);
     return result;
@@ -293,46 +291,45 @@ static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wir
     return *wire;
 }
 
-/* Send that to a connection that has nothing else to send: 1. 0 when it is for Python, -1 with an
- * exception. */
+/* Send that to a connection: here, where it has nothing else to send, else by its own `deliver`. */
 static int deliver_by(Stream *self, PyObject *wire)
 {
-    if (!self->is_open || self->pending || !self->outbox)
+    if (!self->is_open)
         return 0;
     PyObject *is_busy = get_slot(&slots.is_busy, self->outbox);
-    if (is_busy != Py_False)
-        return is_busy ? 0 : -1;
-    Py_ssize_t waiting = get_waiting(self->outbox);
+    if (!is_busy)
+        return -1;
+    Py_ssize_t waiting = 1;
+    if (self->fd >= 0 && !self->pending && is_busy == Py_False)
+        waiting = get_waiting(self->outbox);
     if (waiting != 0)
-        return waiting < 0 ? -1 : 0;
+        return waiting < 0 ? -1 : call((PyObject *)self, names.deliver, wire);
     const char *data = PyBytes_AS_STRING(wire);
     size_t size = PyBytes_GET_SIZE(wire), sent = send_bytes(self, data, size);
-    self->last_message = self->ready->now;
+    self->last_message = self->reactor->now;
+    self->metrics->messages_sent++;
     if (sent == size)
-        return 1;
-    PyObject *outbox = Py_NewRef(self->outbox);
-    int result = set_busy(outbox, sent);
-    if (result == 0)
-        result = write_rest(outbox, make_rest(NULL, 0, sent, wire, data, size));
-    Py_DECREF(outbox);
-    return result < 0 ? -1 : 1;
+        return 0;
+    if (set_busy(self->outbox, sent) < 0)
+        return -1;
+    return write_rest(self->outbox, make_rest(NULL, 0, sent, wire, data, size));
 }
 
 static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
 {
-    PyObject *stream = get_slot(&slots.stream, member);
-    if (!stream || !Py_IS_TYPE(stream, &stream_type))
-        return stream ? 0 : -1;
-    Py_INCREF(stream);
+    PyObject *connection = get_slot(&slots.connection, member);
+    if (!connection || !PyObject_TypeCheck(connection, &stream_type)) {
+        if (connection)
+            PyErr_SetString(PyExc_TypeError, "a member's connection must be a Stream");
+        return -1;
+    }
+    Stream *self = (Stream *)Py_NewRef(connection);
     /* First, for it may run Python: whatever that does, what we then see holds. */
-    PyObject *wire = get_form((Stream *)stream, prepared, wires);
-    int result = wire ? deliver_by((Stream *)stream, wire) : -1;
-    PyObject *connection = Py_XNewRef(((Stream *)stream)->connection);
-    if (wire && result < 0 && connection)
-        /* No memory, for one: it suffers, and the others get theirs. */
-        result = tell(connection, names.broken) < 0 ? -1 : 1;
-    Py_XDECREF(connection);
-    Py_DECREF(stream);
+    PyObject *wire = get_form(self, prepared, wires);
+    int result = wire ? deliver_by(self, wire) : -1;
+    if (wire && result < 0)
+        result = tell(self, names.broken); /* no memory, for one: the others get theirs */
+    Py_DECREF(self);
     return result;
 }
 
@@ -347,7 +344,7 @@ static Stream *peek_stream(PyObject *members, Py_ssize_t i)
 {
     if (i >= PyList_GET_SIZE(members))
         return NULL;
-    return (Stream *)peek_slot(&slots.stream, PyList_GET_ITEM(members, i));
+    return (Stream *)peek_slot(&slots.connection, PyList_GET_ITEM(members, i));
 }
 
 /* Of thousands of members nothing is in the caches when their turn comes. It is fetched while the
@@ -358,7 +355,7 @@ static void fetch_ahead(PyObject *members, Py_ssize_t i)
     if (stream)
         fetch(stream, 128);
     stream = peek_stream(members, i + 1);
-    if (stream && Py_IS_TYPE(stream, &stream_type) && stream->outbox)
+    if (stream && PyObject_TypeCheck(stream, &stream_type) && stream->outbox)
         fetch(stream->outbox, 128);
 }
 
@@ -369,16 +366,15 @@ PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count)
         PyErr_SetString(PyExc_TypeError, "deliver() takes a list and a message");
         return NULL;
     }
-    PyObject *others = PyList_New(0), *wires[FORMS] = {NULL};
-    for (Py_ssize_t i = 0; others && i < PyList_GET_SIZE(args[0]); i++) {
+    PyObject *wires[FORMS] = {NULL};
+    int result = 0;
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(args[0]); i++) {
         PyObject *member = Py_NewRef(PyList_GET_ITEM(args[0], i));
         fetch_ahead(args[0], i);
-        int result = deliver_to(member, args[1], wires);
-        if (result < 0 || (result == 0 && PyList_Append(others, member) < 0))
-            Py_CLEAR(others);
+        result = deliver_to(member, args[1], wires);
         Py_DECREF(member);
     }
     for (int bits = 0; bits < FORMS; bits++)
         Py_XDECREF(wires[bits]);
-    return others;
+    return result < 0 ? NULL : Py_NewRef(Py_None);
 }

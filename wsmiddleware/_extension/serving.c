@@ -13,7 +13,7 @@ double now(void)
 /* From now on the callback that runs in `worker` has so much time, in seconds. */
 static int set_deadline(const Stream *self, PyObject *worker, double timeout)
 {
-    PyObject *ends = PyFloat_FromDouble(self->ready->now + timeout);
+    PyObject *ends = PyFloat_FromDouble(self->reactor->now + timeout);
     int result = ends ? set_slot(&slots.deadline, worker, ends) : -1;
     Py_XDECREF(ends);
     return result;
@@ -56,13 +56,6 @@ static int serve_one(Stream *self, PyObject *message, PyObject *worker)
     return result;
 }
 
-/* 0 where a slot has `None` or `False`, else 1; -1 with an exception. */
-static int is_true(Slot *slot, PyObject *object)
-{
-    PyObject *value = get_slot(slot, object);
-    return value ? value != Py_None && value != Py_False : -1;
-}
-
 /* As `Worker.is_alone`, with the references that there were before the callback. */
 static int is_alone(PyObject *worker, PyObject *greenlet, Py_ssize_t references)
 {
@@ -90,7 +83,7 @@ static int serve(Stream *self, PyObject *worker)
         Py_DECREF(message);
         /* The next callback may block, and so may what follows. */
         if (result == 0 && PyList_GET_SIZE(due) && self->pending && !self->is_flush_due)
-            self->is_flush_due = 1, result = call(self->connection, names.flush_soon, NULL);
+            result = call((PyObject *)self, names.flush_soon, NULL);
         /* Nothing of a callback's greenlet-locals is there for the next one. */
         if (result == 0 && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
             result = call(worker, names.forget, NULL) < 0 ? -1 : set_deadline(self, worker, self->timeout);
@@ -120,81 +113,71 @@ PyObject *Stream_serve(Stream *self, PyObject *worker)
     return serve(self, worker) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* 1 when what is to be done is for `Connection._run`: it is paused, or at its end. */
+/* True when what is to be done is for `Connection.work`: it is paused, or at its end. */
 static int is_special(const Stream *self)
 {
-    int result = self->is_open ? is_true(&slots.is_paused, self->connection) : 1;
-    return result ? result : is_true(&slots.ending, self->connection);
+    return !self->is_open || self->is_paused || self->is_ending;
 }
 
 /* What has come is due now, the first of it last. */
 static int make_due(Stream *self)
 {
     Py_ssize_t count = PyList_GET_SIZE(self->inbox);
-    self->counts->messages_received += count;
+    self->metrics->messages_received += count;
     for (Py_ssize_t i = count - 1; i >= 0; i--)
         if (PyList_Append(self->due, PyList_GET_ITEM(self->inbox, i)) < 0)
             return -1;
     return PyList_SetSlice(self->inbox, 0, count, NULL);
 }
 
-/* `Connection._run` for an ordinary day: 0 when there is nothing left to do, 1 when there is; 2 when
- * the turn of what is left is over. */
-static int run(Stream *self, PyObject *worker)
+/* `Connection.work` on an ordinary day: 0 when there is nothing left to do, 1 when there is; 2 when the
+ * turn of what is left is over. */
+static int work(Stream *self, PyObject *worker)
 {
-    int result = !self->member || PyList_GET_SIZE(self->due) ? 1 : is_special(self);
-    if (result == 0)
-        result = is_true(&slots.worker, self->connection);
-    if (result != 0)
-        return result;
-    if (set_slot(&slots.worker, self->connection, worker) < 0)
-        return -1;
-    result = make_due(self) < 0 ? -1 : serve(self, worker);
-    /* As `_run` does: what callbacks have queued does not wait for those of other connections. */
+    if (!self->member || self->worker != Py_None || PyList_GET_SIZE(self->due) || is_special(self))
+        return 1;
+    Py_SETREF(self->worker, Py_NewRef(worker));
+    int result = make_due(self) < 0 ? -1 : serve(self, worker);
+    /* What callbacks have queued does not wait for those of other connections. */
     if (result == 0 && !PyList_GET_SIZE(self->due))
         result = flush_outbox(self);
-    self->last_message = self->ready->now; /* `worked`: from now on the peer may be idle */
-    PyObject *exception = PyErr_GetRaisedException();
-    if (set_slot(&slots.worker, self->connection, Py_None) < 0)
-        result = -1;
-    if (exception)
-        PyErr_SetRaisedException(exception);
+    self->last_message = self->reactor->now; /* `worked`: from now on the peer may be idle */
+    Py_SETREF(self->worker, Py_NewRef(Py_None));
     if (result == 0 && PyList_GET_SIZE(self->due))
         result = 2;
     else if (result == 0)
-        result = PyList_GET_SIZE(self->inbox) ? 1 : is_special(self);
+        result = PyList_GET_SIZE(self->inbox) || is_special(self);
     return result;
 }
 
 /* What is to be done for a stream that was ready. */
-static int run_stream(Stream *self, PyObject *worker)
+static int run(Stream *self, PyObject *worker)
 {
-    if (!self->connection)
+    int result = work(self, worker);
+    if (result < 0)
+        return tell(self, names.broken);
+    if (result == 0)
         return 0;
-    PyObject *connection = Py_NewRef(self->connection);
-    int result = run(self, worker);
-    PyObject *left = result > 0 ? PyObject_CallMethodObjArgs(
-                                      connection, names.run, worker, result == 2 ? Py_True : NULL, NULL)
-                                : NULL;
-    if (result > 0)
-        result = left ? 0 : -1;
-    else if (result < 0)
-        result = tell(connection, names.broken);
-    Py_XDECREF(left);
-    Py_DECREF(connection);
-    return result;
+    PyObject *is_turn_over = result == 2 ? Py_True : NULL;
+    PyObject *done = PyObject_CallMethodObjArgs((PyObject *)self, names.work, worker, is_turn_over, NULL);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
 }
 
-/* Have the pool run us, once. */
+/* Have the pool run what is ready, once. */
 static int submit(Ready *self)
 {
-    if (self->is_submitted || !self->pool)
+    if (self->is_submitted)
         return 0;
+    PyObject *task = PyObject_GetAttr((PyObject *)self, names.run_ready);
+    if (!task)
+        return -1;
     self->is_submitted = 1;
-    if (call(self->pool, names.submit, (PyObject *)self) == 0)
-        return 0;
-    self->is_submitted = 0;
-    return -1;
+    int result = call(self->pool, names.submit, task);
+    Py_DECREF(task);
+    if (result < 0)
+        self->is_submitted = 0;
+    return result;
 }
 
 /* The one that has waited longest, or NULL. */
@@ -212,12 +195,8 @@ Stream *take_first(Ready *self)
 }
 
 /* One stream behind the other; should one block, another worker goes on with those behind it. */
-PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords)
+PyObject *Ready_run_ready(Ready *self, PyObject *worker)
 {
-    static char *words[] = {"worker", NULL};
-    PyObject *worker;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", words, &worker))
-        return NULL;
     self->is_submitted = 0;
     PyObject *greenlet = Py_XNewRef(get_slot(&slots.greenlet, worker));
     Py_ssize_t references = greenlet ? Py_REFCNT(greenlet) : 0;
@@ -227,7 +206,7 @@ PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords)
         /* Before it runs: should it block, another worker goes on with those behind it. */
         if (self->first)
             result = submit(self);
-        if (run_stream(stream, worker) < 0)
+        if (run(stream, worker) < 0)
             result = -1;
         Py_DECREF(stream);
         if (!is_alone(worker, greenlet, references))
@@ -239,25 +218,19 @@ PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords)
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* The reactor's time goes on; what waits is asked for again, should there have been no memory. */
-PyObject *Ready_tick(Ready *self, PyObject *time)
+PyObject *Ready_resubmit(Ready *self, PyObject *ignored)
 {
-    self->now = PyFloat_AsDouble(time);
-    if (PyErr_Occurred())
-        return NULL;
+    (void)ignored;
     self->is_submitted = 0;
     return self->first && submit(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* See to it that somebody runs what has come. */
+/* See to it that a worker does what is to be done. */
 static int make_ready(Stream *self)
 {
-    int is_running = is_true(&slots.worker, self->connection);
-    if (is_running)
-        return is_running < 0 ? -1 : call(self->connection, names.pause, NULL);
     if (self->is_ready)
         return 0;
-    Ready *ready = self->ready;
+    Ready *ready = self->reactor;
     Py_INCREF(self);
     self->is_ready = 1;
     if (ready->last)
@@ -268,57 +241,57 @@ static int make_ready(Stream *self)
     return submit(ready);
 }
 
+PyObject *Stream_make_ready(Stream *self, PyObject *ignored)
+{
+    (void)ignored;
+    return make_ready(self) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 /* Messages from the `before`th of the inbox on have come, and behind them what is for the engine. */
 static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
 {
     PyObject *inbox = self->inbox;
     int result = 0;
-    self->last_received = self->ready->now;
+    self->last_received = self->reactor->now;
     if (PyList_GET_SIZE(inbox) > before) {
         if (self->is_open) {
-            self->last_message = self->ready->now;
-            result = make_ready(self);
+            self->last_message = self->reactor->now;
+            result = self->worker == Py_None ? make_ready(self)
+                                             : call((PyObject *)self, names.pause, NULL);
         } else {
             result = PyList_SetSlice(inbox, before, PyList_GET_SIZE(inbox), NULL);
         }
     }
     if (result != 0 || !rest)
         return result;
-    PyObject *done = PyObject_CallMethodObjArgs(self->connection, names.receive, rest,
+    PyObject *done = PyObject_CallMethodObjArgs((PyObject *)self, names.take, rest,
                                                 self->is_turn_over ? Py_True : NULL, NULL);
     Py_XDECREF(done);
     return done ? 0 : -1;
 }
 
 /* The stream has ended, or it broke: by the other side or the system, or by us. */
-static int lose(PyObject *connection)
+static int lose(Stream *self)
 {
     int is_theirs = !PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OSError);
-    return tell(connection, is_theirs ? names.lost : names.broken);
+    return tell(self, is_theirs ? names.lost : names.broken);
 }
 
 PyObject *Stream_receive(Stream *self, PyObject *ignored)
 {
     (void)ignored;
-    if (!self->connection)
-        Py_RETURN_NONE;
-    PyObject *connection = Py_NewRef(self->connection), *inbox = Py_NewRef(self->inbox);
-    PyObject *rest = NULL;
-    Py_ssize_t before = PyList_GET_SIZE(inbox);
-    int result;
-    if (self->is_engines) {
-        result = call(connection, names.on_readable, NULL);
+    int result = 0;
+    if (self->is_engines || self->fd < 0) {
+        result = call((PyObject *)self, names.read, NULL);
     } else {
-        Found found = read_some(self, inbox, &rest);
+        PyObject *rest = NULL;
+        Py_ssize_t before = PyList_GET_SIZE(self->inbox);
+        Found found = read_some(self, self->inbox, &rest);
         if (found == FAILED || found == END)
-            result = lose(connection);
-        else
-            result = found == SOMETHING && self->connection ? take_in(self, before, rest) : 0;
-        if (found == SOMETHING && result < 0) /* raised, gevent would look at the socket no more */
-            result = tell(connection, names.broken);
+            result = lose(self);
+        else if (found == SOMETHING && (result = take_in(self, before, rest)) < 0)
+            result = tell(self, names.broken); /* raised, gevent would look at the socket no more */
+        Py_XDECREF(rest);
     }
-    Py_XDECREF(rest);
-    Py_DECREF(inbox);
-    Py_DECREF(connection);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }

@@ -1,14 +1,13 @@
-/* The way of a message that has nothing special about it, in C: from the socket to `str` or
- * `bytes`, through the listener's callback, and from there to the bytes of a frame. Imported by
- * speedups.py only.
+/* The way of an everyday message in C: from the socket to `str` or `bytes`, through the listener's
+ * callback, and from there to the bytes of a frame. net/stream.py is the same in Python, name by name;
+ * `Connection` derives from either. Imported by speedups.py only.
  *
  * The law of WebSocket frames stays in protocol/engine.py. What is read here are whole text and
  * binary messages, masked, in one frame, no larger than allowed, valid UTF-8; compressed ones where
- * that was agreed, by protocol/deflate.py. At the first byte that is anything else the connection
+ * that was agreed, by protocol/deflate.py. At the first byte that is anything else `Connection.take`
  * gets the bytes from that frame's first one on, as they came, and the Python engine goes on with
- * them: it alone answers, refuses or waits. In the same way `Stream.receive` and what a `Ready` does
- * with a stream are `Connection._on_readable` and `_run` on an ordinary day, and call them on any
- * other.
+ * them: it alone answers, refuses or waits. In the same way `work` in serving.c does the everyday part
+ * of `Connection.work` and leaves the rest to it.
  *
  * The GIL is held, but while zlib works: no call here blocks, and all share one receive buffer.
  */
@@ -47,7 +46,7 @@ typedef struct {
 typedef struct Stream Stream;
 
 /* The streams that wait for a worker, in a chain that holds each of them, the pool that has workers,
- * and the time of their reactor. */
+ * and the time: the base of net/reactor.py's Reactor. */
 typedef struct {
     PyObject_HEAD
     double now;
@@ -59,28 +58,29 @@ typedef struct {
 struct Stream {
     PyObject_HEAD
     /* What a broadcast looks at, in the first 128 bytes: `fetch_ahead`. */
-    int fd;
-    char is_open;      /* the connection's state, as must be known before something is sent */
+    int fd;            /* -1 where Python alone reads and writes: TLS, a trace, a rate, a client */
+    char is_open;      /* false once nothing may be sent any more */
     char is_engines;   /* the engine is in the middle of something: what comes is for it */
     char is_turn_over; /* what was left of the last read is for the next turn */
+    char is_paused;    /* input is left where it is for the moment */
+    char is_ending;    /* the peer's last has come */
     char is_ready;     /* waits for a worker, and `next` behind it */
-    char is_flush_due; /* the hub has been asked to send `pending` when it gets a turn */
+    char is_flush_due; /* the hub has been asked to send what shares a write */
     int window_bits;   /* of the agreed compression, 0 without one */
     /* Replies that share a write: frames, while nothing waits in the outbox. */
     unsigned char *pending;
     PyObject *outbox;
-    Ready *ready;
-    unsigned long long bytes_received, bytes_sent;
+    Ready *reactor;
+    unsigned long long bytes_received, bytes_written;
     double last_received, last_message; /* when something has come, a message come or gone */
     size_t pending_size, pending_room;
     Py_ssize_t max_size, mark;
     double turn, timeout;
-    /* From `start` to `stop`, as are `outbox` and `ready`: the connection, its lists of messages, and
-     * those of others that each message needs. */
-    PyObject *connection, *inbox, *due;
+    /* What has come, what of it is due (in reverse), and who runs the callbacks now. */
+    PyObject *inbox, *due, *worker;
     Stream *next;
-    Counts *counts;
-    /* From `serve_for` to `stop`; without it, Python calls the callbacks. */
+    Counts *metrics;
+    /* From `serve_for` to `stop`. */
     PyObject *member, *listener, *client, *context, *text_name, *binary_name;
     /* A header, or a small frame, that is not complete: its bytes as they came. */
     unsigned char *kept;
@@ -98,6 +98,7 @@ struct Stream {
 #define FOR_EACH_NAME(X) \
     X(answer, "answer") \
     X(broken, "broken") \
+    X(deliver, "deliver") \
     X(encode, "encode") \
     X(failed, "failed") \
     X(flush, "flush") \
@@ -105,13 +106,14 @@ struct Stream {
     X(forget, "forget_locals") \
     X(hold, "hold") \
     X(lost, "lost") \
-    X(on_readable, "_on_readable") \
-    X(pause, "_pause_if_needed") \
-    X(receive, "_receive") \
+    X(pause, "pause_if_needed") \
+    X(read, "read") \
     X(reply_lost, "reply_lost") \
-    X(run, "_run") \
+    X(run_ready, "run_ready") \
     X(submit, "submit") \
+    X(take, "take") \
     X(wire, "wire") \
+    X(work, "work") \
     X(write, "write")
 
 #define DECLARE(name, text) PyObject *name;
@@ -127,16 +129,13 @@ typedef struct {
 } Slot;
 
 #define FOR_EACH_SLOT(X) \
+    X(connection, "connection") \
     X(deadline, "deadline") \
-    X(ending, "_ending") \
     X(greenlet, "greenlet") \
     X(is_busy, "is_busy") \
     X(is_fresh, "is_fresh") \
-    X(is_paused, "_is_paused") \
     X(links, "links") \
-    X(size, "size") \
-    X(stream, "stream") \
-    X(worker, "_worker")
+    X(size, "size")
 
 #define DECLARE_SLOT(name, text) Slot name;
 typedef struct { FOR_EACH_SLOT(DECLARE_SLOT) } Slots;
@@ -178,18 +177,19 @@ PyObject *PyErr_GetRaisedException(void);
 void PyErr_SetRaisedException(PyObject *exception);
 #endif
 int call(PyObject *object, PyObject *method, PyObject *argument);
-int tell(PyObject *connection, PyObject *method);
+int tell(Stream *self, PyObject *method);
 int flush_pending(Stream *self);
 int flush_outbox(Stream *self);
 int answer(Stream *self, PyObject *reply, int is_last);
-PyObject *Stream_take_pending(Stream *self, PyObject *ignored);
+PyObject *Stream_hold_pending(Stream *self, PyObject *ignored);
 PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* serving.c */
 PyObject *Stream_receive(Stream *self, PyObject *ignored);
 Stream *take_first(Ready *self);
-PyObject *Ready_tick(Ready *self, PyObject *time);
-PyObject *Ready_call(Ready *self, PyObject *arguments, PyObject *keywords);
+PyObject *Ready_resubmit(Ready *self, PyObject *ignored);
+PyObject *Ready_run_ready(Ready *self, PyObject *worker);
+PyObject *Stream_make_ready(Stream *self, PyObject *ignored);
 PyObject *Stream_serve(Stream *self, PyObject *worker);
 
 #pragma GCC visibility pop

@@ -21,7 +21,7 @@ from wsmiddleware.settings import Settings
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.base import WebSocketListener
-    from wsmiddleware.listeners.invoke import Member
+    from wsmiddleware.listeners.instance import Instance
     from wsmiddleware.metrics import Metrics
     from wsmiddleware.net.reactor import Reactor
 
@@ -52,9 +52,9 @@ class Channel:
         self.settings = settings
         self.metrics = metrics
         #: Connections whose last callback has not ended yet; more than are open.
-        self.unfinished: set[Member] = set()
+        self.unfinished: set[Instance] = set()
         #: Those whose last callback has ended, while the last frame is on its way to the peer.
-        self.lingering: set[Member] = set()
+        self.lingering: set[Instance] = set()
         #: Its path in a URL as the class has it, parameters and all; its registry sets it.
         self.pattern = ""
         #: Called when nothing runs or is due any more.
@@ -66,14 +66,14 @@ class Channel:
     def forked(self) -> None:
         """Nobody is here yet: at the beginning, and in a forked child, whatever was under way."""
         self.unfinished.clear()
-        self._members: dict[WsClient, Member] = {}
-        self._groups: dict[str, dict[WsClient, Member]] = {}
+        self._members: dict[WsClient, Instance] = {}
+        self._groups: dict[str, dict[WsClient, Instance]] = {}
         # Held where `_members` and `_groups` change together.
         self._lock = _make_lock()
         self._edges = Edges(self)
         #: The edge that whoever opens now has to wait for.
         self._first: Edge | None = None
-        self._deliveries = Deliveries(self.metrics)
+        self._deliveries = Deliveries()
         self._underway = Underway(self.settings.send_queue_size)
 
     @property
@@ -91,12 +91,12 @@ class Channel:
         """A snapshot of them."""
         return list(self._members if group is None else self._groups.get(group, ()))
 
-    def members(self, group: str | None = None) -> list[Member]:
+    def members(self, group: str | None = None) -> list[Instance]:
         """A snapshot of their members."""
         members = self._members if group is None else self._groups.get(group, {})
         return list(members.values())
 
-    def add(self, member: Member) -> Edge | None:
+    def add(self, member: Instance) -> Edge | None:
         """Count and list an open connection; the edge that its `on_open` has to wait for."""
         self._members[member.wsclient] = member
         self.unfinished.add(member)
@@ -105,7 +105,7 @@ class Channel:
             self._first = self._edges.opened(member.connection.reactor)
         return self._first
 
-    def remove(self, member: Member) -> None:
+    def remove(self, member: Instance) -> None:
         """A connection is no longer open."""
         client = member.wsclient
         with self._lock:
@@ -116,7 +116,7 @@ class Channel:
             self._first = None
             self._edges.emptied(member.connection.reactor)
 
-    def finished(self, member: Member) -> None:
+    def finished(self, member: Instance) -> None:
         """The last callback of a connection has ended."""
         self.unfinished.discard(member)
         self.lingering.add(member)
@@ -124,7 +124,7 @@ class Channel:
             self._edges.wake()
             self.settle()
 
-    def gone(self, member: Member) -> None:
+    def gone(self, member: Instance) -> None:
         """The socket of a connection has ended."""
         self.lingering.discard(member)
         self.settle()
@@ -202,7 +202,7 @@ class Channel:
             reactor.defer(self._take_missed, members)
 
     def _take_over(
-        self, reactor: Reactor, members: list[Member], prepared: PreparedMessage
+        self, reactor: Reactor, members: list[Instance], prepared: PreparedMessage
     ) -> None:
         """The rest of `deliver` for a native thread."""
         try:
@@ -210,7 +210,7 @@ class Channel:
         finally:
             self._underway.taken(prepared.size + OVERHEAD)
 
-    def _take_missed(self, members: list[Member]) -> None:
+    def _take_missed(self, members: list[Instance]) -> None:
         """Native threads broadcast more than the mark allows: it is the same for each client."""
         count = self._underway.missed()
         for member in members:

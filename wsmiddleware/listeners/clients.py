@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from wsmiddleware.protocol.frames import CloseCode, close_code, close_payload
 
 if TYPE_CHECKING:
-    from wsmiddleware.listeners.channel import Channel
     from wsmiddleware.listeners.session import Session
     from wsmiddleware.net.connection import Connection
 
@@ -68,12 +67,40 @@ def check_group(name: object) -> None:
         raise TypeError(f"a group is a str, not {name!r}")
 
 
+class Home(Protocol):
+    """What clients ask of their channel."""
+
+    name: str
+
+    def size(self, group: str | None = None) -> int:
+        """How many clients are open on the channel, or in a group of it."""
+
+    def clients(self, group: str | None = None) -> list[WsClient]:
+        """A snapshot of them."""
+
+    def join(self, client: WsClient, group: str) -> None:
+        """Put a client into a group if it is open."""
+
+    def leave(self, client: WsClient, group: str) -> None:
+        """Take a client out of a group."""
+
+    def broadcast(
+        self,
+        message: object,
+        group: str | None = None,
+        exclude: Excluded = None,
+        *,
+        is_scoped: bool = False,
+    ) -> bool:
+        """Send to them."""
+
+
 class WsClient:
     """One client: the peer of one connection, as its listener and others see it."""
 
     __slots__ = ("__weakref__", "_channel", "_connection", "groups", "session")
 
-    def __init__(self, channel: Channel, connection: Connection, session: Session) -> None:
+    def __init__(self, channel: Home, connection: Connection, session: Session) -> None:
         self._channel = channel
         self._connection = connection
         #: The groups that it is in; when it has gone, those that it was in. Its channel sets it.
@@ -131,11 +158,11 @@ class WsClient:
 
     def is_open(self) -> bool:
         """True from before `on_open` until the closing handshake starts."""
-        return self._connection.is_open()
+        return self._connection.is_open
 
     def is_close(self) -> bool:
         """The opposite of `is_open`."""
-        return not self._connection.is_open()
+        return not self._connection.is_open
 
     def close(
         self, code: CloseCode | int | str = CloseCode.NORMAL_CLOSURE, reason: str = ""
@@ -175,7 +202,7 @@ class WsClients:
 
     __slots__ = ("_channel", "_group")
 
-    def __init__(self, channel: Channel, group: str | None = None) -> None:
+    def __init__(self, channel: Home, group: str | None = None) -> None:
         self._channel = channel
         self._group = group
 

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from gevent.event import Event
 
-from wsmiddleware.speedups import deliver
+from wsmiddleware.net.stream import deliver
 
 if TYPE_CHECKING:
-    from wsmiddleware.listeners.invoke import Member
-    from wsmiddleware.metrics import Metrics
+    from wsmiddleware.listeners.instance import Instance
     from wsmiddleware.net.pool import Worker
     from wsmiddleware.net.reactor import Reactor
     from wsmiddleware.protocol.prepared import PreparedMessage
@@ -32,7 +31,9 @@ class _Delivery:
 
     __slots__ = ("ended", "members", "prepared", "reactor")
 
-    def __init__(self, reactor: Reactor, members: list[Member], prepared: PreparedMessage) -> None:
+    def __init__(
+        self, reactor: Reactor, members: list[Instance], prepared: PreparedMessage
+    ) -> None:
         self.reactor = reactor
         self.members = iter(members)
         self.prepared = prepared
@@ -42,14 +43,13 @@ class _Delivery:
 class Deliveries:
     """A channel's broadcasts that are under way, oldest first. Hub's thread only."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self) -> None:
         self._queue: deque[_Delivery] = deque()
         self._is_running = False
         #: In the middle of a slice.
         self._is_sending = False
 
-    def deliver(self, reactor: Reactor, members: list[Member], prepared: PreparedMessage) -> None:
+    def deliver(self, reactor: Reactor, members: list[Instance], prepared: PreparedMessage) -> None:
         """Send to `members`. Blocks while a big one is under way, but in the hub."""
         if self._is_sending:
             # Of a signal handler or a finalizer, which must not come in between.
@@ -96,23 +96,9 @@ class Deliveries:
                 self._queue.popleft()
                 delivery.ended.set()
 
-    def _send(self, members: list[Member], prepared: PreparedMessage) -> None:
+    def _send(self, members: list[Instance], prepared: PreparedMessage) -> None:
         self._is_sending = True
         try:
-            if deliver is not None:
-                # A third of a delivery.
-                count = len(members)
-                members = deliver(members, prepared)
-                self._metrics.messages_sent += count - len(members)
-            for member in members:
-                self._send_to(member, prepared)
+            deliver(members, prepared)
         finally:
             self._is_sending = False
-
-    def _send_to(self, member: Member, prepared: PreparedMessage) -> None:
-        connection = member.connection
-        wire = prepared.wire(connection.window_bits)  # what cannot be sent is the caller's mistake
-        try:
-            connection.deliver(wire)
-        except Exception as exc:
-            connection.broken(exc)  # and the others get theirs

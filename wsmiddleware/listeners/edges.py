@@ -9,21 +9,45 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Collection
 from contextvars import Context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gevent.event import Event
 
+from wsmiddleware.listeners.callback import describe
 from wsmiddleware.listeners.hints import hint_for
-from wsmiddleware.listeners.invoke import describe
 from wsmiddleware.log import log as _log
 
 if TYPE_CHECKING:
-    from wsmiddleware.listeners.channel import Channel
+    from wsmiddleware.listeners.clients import WsClients
+    from wsmiddleware.listeners.contract import Contract
+    from wsmiddleware.metrics import Metrics
     from wsmiddleware.net.pool import Worker
     from wsmiddleware.net.reactor import Reactor
+    from wsmiddleware.settings import Settings
 
 __all__ = ["Edge", "Edges"]
+
+
+class Crowd(Protocol):
+    """What edges ask of their channel."""
+
+    name: str
+    contract: Contract
+    settings: Settings
+    metrics: Metrics
+    wsclients: WsClients
+
+    @property
+    def unfinished(self) -> Collection[object]:
+        """Connections whose last callback has not ended."""
+
+    def size(self) -> int:
+        """How many clients are open."""
+
+    def settle(self) -> None:
+        """Tell whoever waits for it that nothing runs or is due any more."""
 
 
 class Edge:
@@ -44,7 +68,7 @@ class Edge:
 class Edges:
     """A channel's queue of edges. Hub's thread only; only `_run` blocks."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Crowd) -> None:
         self._channel = channel
         self._queue: deque[Edge] = deque()
         self._current: Edge | None = None
@@ -109,7 +133,7 @@ class Edges:
 
     def _run_edge(self, edge: Edge, reactor: Reactor, worker: Worker) -> None:
         channel = self._channel
-        callback = getattr(channel.listener_class, edge.name)
+        callback = getattr(channel.contract.listener_class, edge.name)
         args = (channel.wsclients,) if edge.name == "on_first_open" else ()
         edge.worker = worker
         worker.deadline = reactor.now + self._limit(edge)
@@ -120,8 +144,10 @@ class Edges:
             if isinstance(exc, KeyboardInterrupt):
                 raise
             since = "the last client had gone" if edge.is_in_grace else ""
-            error = describe(exc, channel, edge.name, since)
-            where = f"{channel.listener_class.__name__}.{edge.name}"
+            error = describe(
+                exc, channel.contract.listener_class, edge.name, channel.settings, since
+            )
+            where = f"{channel.contract.listener_class.__name__}.{edge.name}"
             text = f"{error!r}{hint_for(error, edge.name, has_context=False)}"
             _log.error("channel %s: %s raised %s", channel.name, where, text, exc_info=error)
             channel.metrics.callback_errors[channel.name, edge.name] += 1

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.base import WebSocketListener
+    from wsmiddleware.listeners.clients import WsClient
     from wsmiddleware.listeners.session import Session
+    from wsmiddleware.net.connection import Connection
 
 __all__ = ["Instance", "Items"]
 
@@ -36,11 +38,21 @@ class Items:
 class Instance(Items):
     """One open connection: the live listener and the session. The same one in every snapshot."""
 
-    __slots__ = _names = ("component", "session")
+    __slots__ = ("component", "connection", "session", "wsclient")
+    _names = ("component", "session")
 
-    def __init__(self, component: WebSocketListener, session: Session) -> None:
+    def __init__(
+        self,
+        component: WebSocketListener,
+        session: Session,
+        wsclient: WsClient,
+        connection: Connection,
+    ) -> None:
         self.component = component
         self.session = session
+        #: For us, who send to it.
+        self.wsclient = wsclient
+        self.connection = connection
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: the component by channel and class, nothing secret of the session."""

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from wsmiddleware.exceptions import ConnectionClosed, RequestTimeout, SlowConsumerError, text_of
+from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError, text_of
+from wsmiddleware.listeners.callback import Inside, Scope, describe
 from wsmiddleware.listeners.clients import to_data
 from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.instance import Instance
 from wsmiddleware.log import log as _log
 from wsmiddleware.net.pool import CallbackStopped
-from wsmiddleware.net.receiver import TURN, Due
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.base import WebSocketListener
@@ -27,43 +25,9 @@ if TYPE_CHECKING:
     from wsmiddleware.listeners.edges import Edge
     from wsmiddleware.net.connection import Connection
     from wsmiddleware.net.pool import Worker
-    from wsmiddleware.protocol.frames import Wire
+    from wsmiddleware.net.receiver import Due
 
-__all__ = ["Member", "Scope", "describe", "run_callback"]
-
-#: Gives what a connection's callbacks run inside: an application's context, anew for each.
-Scope = Callable[[], AbstractContextManager[object]]
-
-
-def run_callback(
-    context: Context, scope: Scope | None, callback: Callable[..., Any], *args: Any
-) -> Any:
-    """Run user code in `context`, and inside what `scope` gives (an application's context)."""
-    if scope is None:
-        return context.run(callback, *args)
-    return context.run(_run_in_scope, scope, callback, args)
-
-
-def _run_in_scope(scope: Scope, callback: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    with scope():
-        return callback(*args)
-
-
-def describe(
-    exc: BaseException, channel: Channel, name: str, grace_since: str = ""
-) -> BaseException:
-    """What `on_error` and the log get for what a callback raised.
-
-    `grace_since` is what has cut its time short, if anything has.
-    """
-    if not isinstance(exc, CallbackStopped):
-        return exc
-    where, settings = f"{channel.listener_class.__name__}.{name}", channel.settings
-    limit = f"request_timeout ({settings.request_timeout:g} s)"
-    if grace_since:
-        limit = f"grace_period ({settings.grace_period:g} s) after {grace_since}"
-    error = RequestTimeout(f"{where} was stopped: it ran past {limit}")
-    return error.with_traceback(exc.__traceback__)
+__all__ = ["Member"]
 
 
 class Member(Instance):
@@ -75,6 +39,7 @@ class Member(Instance):
 
     __slots__ = (
         "_async_worker",
+        "_callbacks",
         "_channel",
         "_context",
         "_edge",
@@ -83,11 +48,6 @@ class Member(Instance):
         "_opened_at",
         "_scope",
         "_telling",
-        "_timeout",
-        "_turn",
-        "connection",
-        "stream",
-        "wsclient",
     )
 
     def __init__(
@@ -99,15 +59,10 @@ class Member(Instance):
         context: Context,
         scope: Scope | None,
     ) -> None:
-        super().__init__(listener, wsclient.session)
-        self.connection = connection
-        #: Its own: a broadcast asks each member for it.
-        self.stream = connection.stream
-        self.wsclient = wsclient
+        super().__init__(listener, wsclient.session, wsclient, connection)
         self._channel = channel
         self._context = context
         self._scope = scope
-        self._timeout = channel.settings.request_timeout
         self._edge: Edge | None = None
         self._async_worker: Worker | None = None
         #: The connection has closed, and what is left of `on_open_async` has its last seconds.
@@ -117,10 +72,13 @@ class Member(Instance):
         #: `on_close` has begun, or would have: no other callback begins.
         self._has_closed = False
         self._opened_at = time.monotonic()
-        # Only where callbacks could meet: `on_error` for `on_open_async` waits for its turn.
-        self._turn: BoundedSemaphore | None = None
+        scopes: tuple[Scope, ...] = () if scope is None else (scope,)
         if channel.contract.callbacks >= {"on_open_async", "on_error"}:
-            self._turn = BoundedSemaphore(1)
+            # Callbacks could meet: `on_error` for `on_open_async` waits until no other one runs.
+            turn = BoundedSemaphore(1)
+            scopes = (lambda: turn, *scopes)
+        #: The listener as its callbacks are called, but for `on_open_async`.
+        self._callbacks: Any = Inside(listener, scopes) if scopes else listener
 
     def list(self) -> None:
         """Count and list the connection as open; what it receives waits until it is started."""
@@ -132,28 +90,34 @@ class Member(Instance):
 
     def opened(self, worker: Worker) -> None:
         """Run `on_open` and, beside it, `on_open_async`."""
-        stream, contract = self.stream, self._channel.contract
-        if stream is not None and self._turn is None and self._scope is None:
-            stream.serve_for(
-                self, self.component, self.wsclient, self._context, contract.text_callback,
-                contract.binary_callback, self._timeout,
-            )  # fmt: skip
+        contract = self._channel.contract
+        self.connection.serve_for(
+            self,
+            self._callbacks,
+            self.wsclient,
+            self._context,
+            contract.text_callback,
+            contract.binary_callback,
+            self._channel.settings.request_timeout,
+        )
         edge, self._edge = self._edge, None
         if edge is not None:
             edge.entered.wait()
         if "on_open_async" in contract.callbacks:
             self.connection.reactor.pool.submit(self._run_async)
         if "on_open" in contract.callbacks:
-            self._send(self._call_in_turn(worker, self._context, "on_open", self.wsclient))
+            self._call(self._callbacks, self._context, worker, "on_open")
 
     def _run_async(self, worker: Worker) -> None:
         if not self.wsclient.is_open():
             return
         self._async_worker = worker
-        # A copy of the context: the other callbacks run in the original at the same time.
-        context = self._context.copy()
+        listener: Any = self.component
+        if self._scope is not None:
+            listener = Inside(listener, (self._scope,))
         try:
-            self._send(self._call(worker, context, "on_open_async", self.wsclient))
+            # A copy of the context: the other callbacks run in the original at the same time.
+            self._call(listener, self._context.copy(), worker, "on_open_async")
         finally:
             self._async_worker = None
             self.connection.worked()
@@ -164,72 +128,7 @@ class Member(Instance):
 
     def received(self, due: Due, worker: Worker) -> None:
         """Run the callback for each message and send its reply, in order, as long as a turn is."""
-        if self._turn is not None or self._scope is not None:
-            self._receive_in_turn(due, worker)
-        elif self.stream is None:
-            self._receive(due, worker)
-        else:
-            # The same by the C extension, but for what it leaves to `answer` and `failed`.
-            self.stream.serve(worker)
-
-    def answer(self, reply: object, worker: Worker, name: str) -> None:
-        """Send what callback `name` returned: no `str` or `bytes`, or there is no room for it."""
-        try:
-            wire = self.connection.encode(to_data(reply), True)
-        except BaseException as exc:
-            self.failed(exc, worker, name)
-            return
-        worker.rest()
-        self.connection.reply(wire)
-
-    def failed(self, exc: BaseException, worker: Worker, name: str) -> None:
-        """Tell of what callback `name` raised, and answer with what `on_error` returns."""
-        try:
-            raise exc  # so that `on_error` finds it in sys.exc_info()
-        except BaseException as exc:
-            wire = self._raised(exc, worker, self._context, name)
-        if wire is not None:
-            self.connection.reply(wire)
-
-    def _receive_in_turn(self, due: Due, worker: Worker) -> None:
-        contract = self._channel.contract
-        ends = time.perf_counter() + TURN
-        while due:
-            message = due.pop()
-            name = contract.binary_callback if type(message) is bytes else contract.text_callback
-            if name:
-                wire = self._call_in_turn(worker, self._context, name, self.wsclient, message)
-                if wire is not None:
-                    self.connection.reply(wire)
-            if due and (time.perf_counter() > ends or not worker.is_alone()):
-                return
-
-    def _receive(self, due: Due, worker: Worker) -> None:
-        # `_call` for the everyday case: of sixteen messages at once a quarter.
-        connection, context, wsclient = self.connection, self._context, self.wsclient
-        reactor, encode, run = connection.reactor, connection.encode, context.run
-        contract = self._channel.contract
-        text_name, binary_name = contract.text_callback, contract.binary_callback
-        ends = time.perf_counter() + TURN
-        while due:
-            message = due.pop()
-            name = binary_name if type(message) is bytes else text_name
-            if not name:
-                continue
-            worker.deadline = reactor.now + self._timeout
-            try:
-                reply = run(getattr(self.component, name), wsclient, message)
-                if reply is None:
-                    wire = None
-                else:
-                    wire = encode(reply if type(reply) is str else to_data(reply), True)
-            except BaseException as exc:
-                wire = self._raised(exc, worker, context, name)
-            worker.rest()
-            if wire is not None:
-                connection.reply(wire)
-            if due and (time.perf_counter() > ends or not worker.is_alone()):
-                return
+        self.connection.serve(worker)
 
     def unlist(self) -> None:
         """The connection is no longer open. Any greenlet; never blocks."""
@@ -254,7 +153,7 @@ class Member(Instance):
             self._has_closed = True
             if "on_close" in self._channel.contract.callbacks:
                 phrase = self.connection.close_reason
-                self._call(worker, self._context, "on_close", self.wsclient, phrase)
+                self._call(self._callbacks, self._context, worker, "on_close", phrase)
             self._tell_end()
         finally:
             self._channel.finished(self)
@@ -279,91 +178,86 @@ class Member(Instance):
             time.monotonic() - self._opened_at,
         )
 
-    def _call_in_turn(self, worker: Worker, context: Context, name: str, *args: Any) -> Wire | None:
-        """The same as `_call`, and never beside another callback that is called by this."""
-        if self._turn is None:
-            return self._call(worker, context, name, *args)
-        with self._turn:
-            return self._call(worker, context, name, *args)
+    # -- what callbacks return and raise -------------------------------------------------------
 
-    def _call(self, worker: Worker, context: Context, name: str, *args: Any) -> Wire | None:
-        """Run one callback; the wire form of what it returned, or of what `on_error` did."""
-        connection, channel = self.connection, self._channel
-        worker.deadline = connection.reactor.now + channel.settings.request_timeout
+    def _call(self, listener: Any, context: Context, worker: Worker, name: str, *args: Any) -> None:
+        """Run one callback that is not for a message, and deal with its outcome."""
+        worker.deadline = self.connection.reactor.now + self._channel.settings.request_timeout
         try:
-            callback = getattr(self.component, name)
-            if self._scope is None:
-                reply = context.run(callback, *args)
-            else:
-                reply = run_callback(context, self._scope, callback, *args)
-            return None if reply is None else connection.encode(to_data(reply), True)
+            reply = context.run(getattr(listener, name), self.wsclient, *args)
         except BaseException as exc:
-            return self._raised(exc, worker, context, name)
-        finally:
+            self.failed(exc, worker, name, context)
+        else:
             worker.rest()
+            if reply is not None and name != "on_close":
+                self.answer(reply, worker, name)
 
-    def _raised(
-        self, exc: BaseException, worker: Worker, context: Context, name: str
-    ) -> Wire | None:
+    def answer(self, reply: object, worker: Worker, name: str) -> None:
+        """Send what callback `name` returned: not `None`."""
+        try:
+            wire = self.connection.encode(to_data(reply), True)
+        except BaseException as exc:
+            self.failed(exc, worker, name)
+        else:
+            worker.rest()
+            self.connection.reply(wire)
+
+    def failed(
+        self, exc: BaseException, worker: Worker, name: str, context: Context | None = None
+    ) -> None:
+        """Tell of what callback `name` raised: `on_error` answers it, else it is logged."""
         if isinstance(exc, KeyboardInterrupt):
             raise exc
         worker.rest()
         channel = self._channel
         channel.metrics.callback_errors[channel.name, name] += 1
-        if name == "on_open_async":
-            return self._async_failed(exc, worker, context)
-        error = describe(exc, channel, name)
-        if name != "on_error" and "on_error" in channel.contract.callbacks:
-            return self._tell(worker, context, name, error)
-        return self._log_error(name, error)
+        since = "its connection had closed" if self._is_in_grace else ""
+        is_told = self._has_on_error_for(exc, name)
+        # No second name for it: with a traceback that leads here nothing would free the two.
+        exc = describe(exc, channel.listener_class, name, channel.settings, since)
+        if not is_told:
+            self._log_error(exc, worker, name)
+            return
+        self._hint(exc, name)
+        told = Event()
+        self._telling = told if name == "on_open_async" else self._telling
+        try:
+            raise exc  # so that `on_error` finds it in sys.exc_info()
+        except BaseException as exc:
+            context = self._context if context is None else context
+            self._call(self._callbacks, context, worker, "on_error", exc)
+        finally:
+            told.set()
+            if self._telling is told:
+                self._telling = None
 
-    def _tell(
-        self, worker: Worker, context: Context, name: str, error: BaseException
-    ) -> Wire | None:
+    def _has_on_error_for(self, exc: BaseException, name: str) -> bool:
+        """`on_open_async` has its own end: behind `on_close` or past its grace the log tells."""
+        if name == "on_open_async":
+            is_out_of_grace = self._is_in_grace and isinstance(exc, CallbackStopped)
+            if is_out_of_grace or self._has_closed:
+                return False
+        return name != "on_error" and "on_error" in self._channel.contract.callbacks
+
+    def _hint(self, error: BaseException, name: str) -> None:
         hint = hint_for(error, name, has_context=self._scope is not None)
         if hint:
             where = f"{self._channel.listener_class.__name__}.{name}"
             _log.warning("%s: %s raised %s%s", self.wsclient.id, where, _name(error), hint)
-        return self._call(worker, context, "on_error", self.wsclient, error)
 
-    def _async_failed(self, exc: BaseException, worker: Worker, context: Context) -> Wire | None:
-        """Tell of what `on_open_async` raised; behind `on_close` or past its grace the log does."""
-        since = "its connection had closed" if self._is_in_grace else ""
-        error = describe(exc, self._channel, "on_open_async", since)
-        is_out_of_grace = self._is_in_grace and isinstance(exc, CallbackStopped)
-        if self._turn is not None and not is_out_of_grace and not self._has_closed:
-            self._telling = told = Event()
-            try:
-                with self._turn:
-                    return self._tell(worker, context, "on_open_async", error)
-            finally:
-                told.set()
-                self._telling = None
-        return self._log_error("on_open_async", error)
-
-    def _log_error(self, name: str, error: BaseException) -> Wire | None:
-        """Log what nobody else is told of; what goes to the client, with ``debug``."""
+    def _log_error(self, error: BaseException, worker: Worker, name: str) -> None:
+        """Log what nobody else is told of; with ``debug`` the client is."""
         channel = self._channel
         where = f"{channel.listener_class.__name__}.{name}"
         if isinstance(error, (ConnectionClosed, SlowConsumerError)) and not self.wsclient.is_open():
             # It spoke to a client that has just gone: the everyday end of a connection.
             _log.debug("%s: %s: %s", self.wsclient.id, where, error)
-            return None
+            return
         text = f"{_name(error)}{hint_for(error, name, has_context=self._scope is not None)}"
         _log.error("%s: %s raised %s", self.wsclient.id, where, text, exc_info=error)
-        if name == "on_error" or not channel.settings.debug:
-            return None
-        report = {"error": {"type": type(error).__name__, "message": text_of(error)}}
-        return self.connection.encode(to_data(report), True)
-
-    def _send(self, wire: Wire | None) -> None:
-        """Send what `on_open` or `on_open_async` returned."""
-        if wire is None:
-            return
-        try:
-            self.connection.send(wire)
-        except (ConnectionClosed, SlowConsumerError):
-            self.connection.reply_lost()
+        if name not in ("on_error", "on_close") and channel.settings.debug:
+            report = {"error": {"type": type(error).__name__, "message": text_of(error)}}
+            self.answer(report, worker, "on_error")
 
 
 def _name(error: BaseException) -> str:

@@ -212,7 +212,7 @@ class Session:
 
     def is_open(self) -> bool:
         """True while the connection is open."""
-        return self._connection is not None and self._connection.is_open()
+        return self._connection is not None and self._connection.is_open
 
     def to_dict(self) -> dict[str, Any]:
         """What may be shown to an operator: no header, cookie, query value, property or token.

@@ -22,7 +22,7 @@ from wsmiddleware.log import log as _log
 from wsmiddleware.net.fork import forget_in_children
 from wsmiddleware.net.holdups import HoldUps
 from wsmiddleware.net.pool import Worker, WorkerPool
-from wsmiddleware.speedups import Ready
+from wsmiddleware.net.stream import Ready
 
 __all__ = ["Reactor", "Ticking", "step_for"]
 
@@ -84,7 +84,7 @@ class Ticking(Protocol):
         ...
 
 
-class Reactor:
+class Reactor(Ready):
     """One hub's loop, clock and workers. Made in the thread of the hub, after any fork.
 
     `now` is the reactor's time in seconds: monotonic, `step` seconds coarse, and
@@ -96,10 +96,7 @@ class Reactor:
         _keep_freed_memory()
         self.hub: Hub = gevent.get_hub()
         self.loop = self.hub.loop
-        self.pool = WorkerPool(self.hub)
-        #: Connections that the C extension runs callbacks for.
-        self.ready = None if Ready is None else Ready(self.pool)
-        self.now = 0.0
+        super().__init__(WorkerPool(self.hub))
         self._thread_id = _get_thread_id()
         #: What differs once a callback has ended and another has begun; for who holds the loop.
         self.progress = progress
@@ -273,8 +270,6 @@ class Reactor:
         self.now += min(clock - self._last, 2 * self._step)
         self._last = clock
         self._hold_ups.set_clock()
-        if self.ready is not None:
-            self.ready.tick(self.now)
         while self._slot < int(self.now / self._step):
             self._overdue.extend(self._slots.get(self._slot + 1, ()))
             self._slot += 1
@@ -286,6 +281,7 @@ class Reactor:
         """What waits has been asked for; in vain, where there was no memory for the call."""
         if self._next:
             self._ask_for_turn()
+        self.resubmit()
         self._take_orders()
 
     def _look(self) -> None:
