@@ -41,7 +41,8 @@ from wsmiddleware import (
     WebSocketError,
     WebSocketMiddleware,
 )
-from wsmiddleware.net.connection import LARGE_RECV_SIZE, Connection
+from wsmiddleware.net.connection import Connection
+from wsmiddleware.net.reader import LARGE_RECV_SIZE
 from wsmiddleware.net.throttle import Throttle
 from wsmiddleware.protocol.deflate import compress
 

@@ -171,6 +171,12 @@ class Closing:
             self.deadline = math.inf
             del self._connection
 
+    def forked(self) -> None:
+        """In a forked child: it is over here, and nobody is told."""
+        self.state = State.CLOSED
+        self.deadline = math.inf
+        del self._connection
+
     def moved(self) -> None:
         """The peer takes what waits for it, so it is alive, if slow."""
         if self.state is State.CLOSING:
