@@ -22,9 +22,9 @@ from werkzeug.wrappers import Request, Response
 from wsmiddleware import policy
 from wsmiddleware.django import close_connections
 from wsmiddleware.listeners.base import WebSocketListener
-from wsmiddleware.listeners.callback import Scope, run_callback
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.hints import hint_for
+from wsmiddleware.listeners.scope import Scope, run_callback
 from wsmiddleware.listeners.session import RequestRecord
 from wsmiddleware.log import log as _log
 from wsmiddleware.policy import Acceptance, Refusal, refuse

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from gevent.event import Event
 
-from wsmiddleware.listeners.callback import describe
 from wsmiddleware.listeners.hints import hint_for
+from wsmiddleware.listeners.scope import describe
 from wsmiddleware.log import log as _log
 
 if TYPE_CHECKING:

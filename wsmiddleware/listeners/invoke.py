@@ -11,10 +11,10 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError, text_of
-from wsmiddleware.listeners.callback import Inside, Scope, describe
 from wsmiddleware.listeners.clients import to_data
 from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.instance import Instance
+from wsmiddleware.listeners.scope import Inside, Scope, describe
 from wsmiddleware.log import log as _log
 from wsmiddleware.net.pool import CallbackStopped
 

@@ -38,7 +38,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _DOORS = tuple(
     os.path.join(_PACKAGE, *name.split("/"))
     for name in (
-        *("admission.py", "net/pool.py", "net/stream.py", "listeners/callback.py"),
+        *("admission.py", "net/pool.py", "net/stream.py", "listeners/scope.py"),
         *("listeners/edges.py", "listeners/invoke.py", "listeners/notify.py"),
     )
 )
