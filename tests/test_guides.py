@@ -15,7 +15,7 @@ SOURCE = "".join(
     for file in sorted((ROOT / "wsmiddleware").rglob(pattern))
 )
 #: Words in code style that are the language's, the reader's or another package's.
-OTHERS = {"Protocol", "Context", "Enum", "recv", "str", "bytes", "ORDER"}
+OTHERS = {"tox", "Protocol", "Context", "Enum", "recv", "str", "bytes", "ORDER"}
 
 
 def words(page: str) -> set[str]:
