@@ -61,13 +61,13 @@ static void Ready_dealloc(Ready *self)
 }
 
 PyDoc_STRVAR(run_ready_doc,
-             "run_ready(worker): a task of the pool, which does what is to be done for the streams that\n"
+             "_run_ready(worker): a task of the pool, which does what is to be done for the streams that\n"
              "are ready, one behind the other until one blocks.");
 
 PyDoc_STRVAR(resubmit_doc, "Ask for a worker again, should there have been no memory to ask.");
 
 static PyMethodDef ready_methods[] = {
-    {"run_ready", (PyCFunction)Ready_run_ready, METH_O, run_ready_doc},
+    {"_run_ready", (PyCFunction)Ready_run_ready, METH_O, run_ready_doc},
     {"resubmit", (PyCFunction)Ready_resubmit, METH_NOARGS, resubmit_doc},
     {NULL, NULL, 0, NULL},
 };

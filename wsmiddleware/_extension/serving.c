@@ -150,20 +150,6 @@ static int work(Stream *self, PyObject *worker)
     return result;
 }
 
-/* What is to be done for a stream that was ready. */
-static int run(Stream *self, PyObject *worker)
-{
-    int result = work(self, worker);
-    if (result < 0)
-        return tell(self, names.broken);
-    if (result == 0)
-        return 0;
-    PyObject *is_turn_over = result == 2 ? Py_True : NULL;
-    PyObject *done = PyObject_CallMethodObjArgs((PyObject *)self, names.work, worker, is_turn_over, NULL);
-    Py_XDECREF(done);
-    return done ? 0 : -1;
-}
-
 /* Have the pool run what is ready, once. */
 static int submit(Ready *self)
 {
@@ -178,6 +164,46 @@ static int submit(Ready *self)
     if (result < 0)
         self->is_submitted = 0;
     return result;
+}
+
+/* See to it that a worker does what is to be done. */
+static int make_ready(Stream *self)
+{
+    if (self->is_ready)
+        return 0;
+    Ready *ready = self->reactor;
+    Py_INCREF(self);
+    self->is_ready = 1;
+    if (ready->last)
+        ready->last->next = self;
+    else
+        ready->first = self;
+    ready->last = self;
+    return submit(ready);
+}
+
+/* Ctrl-C, in a callback: it belongs to the main greenlet, and the connection is as good as ever. */
+static int let_through(Stream *self)
+{
+    PyObject *exception = PyErr_GetRaisedException();
+    if (make_ready(self) < 0)
+        PyErr_Clear(); /* no memory: the clock asks again */
+    PyErr_SetRaisedException(exception);
+    return -1;
+}
+
+/* What is to be done for a stream that was ready. */
+static int run(Stream *self, PyObject *worker)
+{
+    int result = work(self, worker);
+    if (result < 0)
+        return PyErr_ExceptionMatches(PyExc_Exception) ? tell(self, names.broken) : let_through(self);
+    if (result == 0)
+        return 0;
+    PyObject *is_turn_over = result == 2 ? Py_True : NULL;
+    PyObject *done = PyObject_CallMethodObjArgs((PyObject *)self, names.work, worker, is_turn_over, NULL);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
 }
 
 /* The one that has waited longest, or NULL. */
@@ -212,8 +238,11 @@ PyObject *Ready_run_ready(Ready *self, PyObject *worker)
         if (!is_alone(worker, greenlet, references))
             break;
     }
+    PyObject *exception = PyErr_GetRaisedException();
     if (self->first && submit(self) < 0)
         result = -1;
+    if (exception)
+        PyErr_SetRaisedException(exception);
     Py_XDECREF(greenlet);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
@@ -223,22 +252,6 @@ PyObject *Ready_resubmit(Ready *self, PyObject *ignored)
     (void)ignored;
     self->is_submitted = 0;
     return self->first && submit(self) < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-/* See to it that a worker does what is to be done. */
-static int make_ready(Stream *self)
-{
-    if (self->is_ready)
-        return 0;
-    Ready *ready = self->reactor;
-    Py_INCREF(self);
-    self->is_ready = 1;
-    if (ready->last)
-        ready->last->next = self;
-    else
-        ready->first = self;
-    ready->last = self;
-    return submit(ready);
 }
 
 PyObject *Stream_make_ready(Stream *self, PyObject *ignored)

@@ -109,7 +109,7 @@ struct Stream {
     X(pause, "pause_if_needed") \
     X(read, "read") \
     X(reply_lost, "reply_lost") \
-    X(run_ready, "run_ready") \
+    X(run_ready, "_run_ready") \
     X(submit, "submit") \
     X(take, "take") \
     X(wire, "wire") \

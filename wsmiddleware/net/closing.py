@@ -94,6 +94,8 @@ class Closing:
 
     def peer_ended(self, ending: Close | Fail) -> None:
         """The last that comes of the peer: its close frame, or a violation of the protocol."""
+        if self.state is State.CLOSED:
+            return  # dropped by a finalizer, while the peer's bytes were parsed
         connection = self._connection
         connection.stop_reading()
         connection.is_ending = True

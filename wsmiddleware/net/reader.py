@@ -111,7 +111,7 @@ class Reader(Sender):
     def take(self, data: bytes, is_turn_over: bool = False) -> None:
         """Have the engine parse `data`, now or in the next turn, and run what it brought.
 
-        Raises nothing.
+        Raises nothing but Ctrl-C.
         """
         try:
             self._take_in(data, 0 if is_turn_over else _FRAMES_PER_TURN)
@@ -124,8 +124,10 @@ class Reader(Sender):
                 is_waiting = bool(self.inbox)
             if self._engine.more or is_waiting or self._throttle is not None:
                 self.pause_if_needed()
-        except Exception as exc:
+        except BaseException as exc:
             self.broken(exc)
+            if not isinstance(exc, Exception):
+                raise  # Ctrl-C belongs to the main greenlet
 
     def _take_in(self, data: bytes, limit: int) -> None:
         """Parse `limit` frames of `data` into the inbox; answer what is not for the listener."""

@@ -205,8 +205,10 @@ def deliver(members: Iterable[Any], prepared: PreparedMessage) -> None:
         wire = prepared.wire(connection.window_bits)  # what cannot be sent is the caller's mistake
         try:
             connection.deliver(wire)
-        except Exception as exc:
+        except BaseException as exc:
             connection.broken(exc)  # no memory, for one: the others get theirs
+            if not isinstance(exc, Exception):
+                raise  # Ctrl-C belongs to the main greenlet
 
 
 if speedups.Stream is not None and speedups.Ready is not None and speedups.deliver is not None:
