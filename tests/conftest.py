@@ -40,9 +40,6 @@ for name in {name for name in os.environ if name.startswith("WSMIDDLEWARE_")}:
     if name != "WSMIDDLEWARE_SPEEDUPS":
         del os.environ[name]
 
-# Turned off, there is nothing to compare.
-collect_ignore = ["test_speedups.py"] if os.environ.get("WSMIDDLEWARE_SPEEDUPS") == "off" else []
-
 
 #: Folders and files of tests that start processes, a browser or floods: see the marker `once`.
 ONCE = {"browser", "reliability"} | {

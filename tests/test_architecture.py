@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,14 @@ from pathlib import Path
 import pytest
 
 from support import ROOT
+from support.twins import twin_of
+from wsmiddleware import speedups
+from wsmiddleware.listeners.invoke import Member
+from wsmiddleware.net.connection import Connection
+from wsmiddleware.net.outbox import Outbox
+from wsmiddleware.net.pool import Worker, WorkerPool
+from wsmiddleware.net.reactor import Reactor
+from wsmiddleware.protocol.prepared import PreparedMessage
 
 PACKAGE = ROOT / "wsmiddleware"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -109,6 +118,82 @@ def test_c_extension_imports_nothing() -> None:
     # What it needs of a module is handed to it: an import in C is one that no test here would see.
     text = "".join(file.read_text(encoding="utf-8") for file in EXTENSION.glob("*.[ch]"))
     assert "PyImport" not in text
+
+
+#: Whose methods the C code calls, by the names in stream.h.
+METHODS: dict[str, tuple[type, ...]] = {
+    "_run_ready": (Reactor,),
+    "answer": (Member,),
+    "broken": (Connection,),
+    "deliver": (Connection,),
+    "encode": (Connection,),
+    "failed": (Member,),
+    "flush": (Outbox,),
+    "flush_soon": (Connection,),
+    "forget_locals": (Worker,),
+    "hold": (Connection, Outbox),
+    "lost": (Connection,),
+    "pause_if_needed": (Connection,),
+    "read": (Connection,),
+    "reply_lost": (Connection,),
+    "submit": (WorkerPool,),
+    "take": (Connection,),
+    "wire": (PreparedMessage,),
+    "work": (Connection,),
+    "write": (Outbox,),
+}
+
+#: Whose slots it takes from where they lie.
+SLOTS: dict[str, tuple[type, ...]] = {
+    "connection": (Member,),
+    "deadline": (Worker,),
+    "greenlet": (Worker,),
+    "is_busy": (Outbox,),
+    "is_fresh": (Worker,),
+    "links": (Worker,),
+    "size": (Outbox,),
+}
+
+
+def listed_in_c(macro: str) -> set[str]:
+    """The names in a list of stream.h."""
+    text = (EXTENSION / "stream.h").read_text(encoding="utf-8")
+    found = re.search(rf"#define {macro}\(X\) ((?:.*\\\n)*.*)", text)
+    assert found
+    return set(re.findall(r'X\(\w+, "(\w+)"\)', found[1]))
+
+
+def test_each_method_that_c_calls_is_there() -> None:
+    assert set(METHODS) == listed_in_c("FOR_EACH_NAME"), "say in METHODS whose it is"
+    without = METHODS if speedups.Ready is not None else METHODS.keys() - {"_run_ready"}
+    for name in without:
+        for cls in METHODS[name]:
+            found = getattr(cls, name, None)
+            assert callable(found) or inspect.ismemberdescriptor(found), f"{cls.__name__}.{name}"
+
+
+def test_each_slot_that_c_looks_into_is_one() -> None:
+    assert set(SLOTS) == listed_in_c("FOR_EACH_SLOT"), "say in SLOTS whose it is"
+    for name, classes in SLOTS.items():
+        for cls in classes:
+            found = inspect.getattr_static(cls, name, None)
+            assert inspect.ismemberdescriptor(found), f"{cls.__name__}.{name} is no slot"
+
+
+def public_names(cls: type) -> set[str]:
+    return {name for name in dir(cls) if not name.startswith("_")}
+
+
+if speedups.Stream is not None:
+
+    @pytest.mark.parametrize("name", ["Stream", "Ready"])
+    def test_stream_in_c_and_its_twin_have_the_same_names(name: str) -> None:
+        in_c, in_python = (getattr(twin_of(each), name) for each in ("c", "python"))
+        assert in_c.__module__ != in_python.__module__
+        for each in public_names(in_c) | public_names(in_python):
+            kinds = [callable(getattr(twin, each, None)) for twin in (in_c, in_python)]
+            assert hasattr(in_c, each) == hasattr(in_python, each), f"{name}.{each} is in one alone"
+            assert kinds[0] == kinds[1], f"{name}.{each} is a method in one alone"
 
 
 @pytest.mark.parametrize("has_types", [False, True])
