@@ -25,7 +25,7 @@ def twin() -> SimpleNamespace:
 
 def left(link: Link) -> bytes:
     """What has been left to the engine."""
-    return b"".join(data for (data,) in link.told("take"))
+    return b"".join(data for data, *_ in link.told("take"))
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -110,24 +110,31 @@ def test_one_read_makes_so_much_of_compressed_messages(deflate_link: Link) -> No
     frame = deflated(BINARY, bytes(1000))
     deflate_link.send(frame * 100)
     deflate_link.read()
-    assert left(deflate_link) == frame * 35  # 64 KiB have been made
+    # 64 KiB have been made; or less, where that took too long.
+    rest = left(deflate_link)
+    assert rest == frame * (len(rest) // len(frame))
+    assert 35 * len(frame) <= len(rest) < 100 * len(frame)
 
 
 # -- serving --------------------------------------------------------------------------------------
 
 
-def test_worker_that_could_not_be_asked_for_is_asked_for_again(
-    link: Link, monkeypatch: pytest.MonkeyPatch
+def test_connection_for_which_no_worker_could_be_asked_is_dropped_and_no_other(
+    twin: SimpleNamespace, link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(task: object) -> None:
+    def fail_once(task: object) -> None:
+        monkeypatch.undo()
         raise MemoryError
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(link.reactor.pool, "submit", fail)
-        link.come("a")
+    other = Link(twin, reactor=link.reactor)
+    monkeypatch.setattr(link.reactor.pool, "submit", fail_once)
+    link.come("a")
+    other.come("b")
     link.reactor.resubmit()  # as the clock does
-    link.settle()
-    assert link.member.messages == ["a"]
+    other.settle()
+    assert link.connection.is_closed
+    assert other.member.messages == ["b"]
+    other.close()
 
 
 # -- what it refuses ------------------------------------------------------------------------------

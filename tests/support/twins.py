@@ -43,7 +43,15 @@ MAX_SIZE = 200_000
 #: From the extension's door up to `Connection`.
 _MODULES = [
     f"wsmiddleware.{name}"
-    for name in ("speedups", "metrics", "net.stream", "net.sender", "net.reactor", "net.connection")
+    for name in (
+        "speedups",
+        "metrics",
+        "net.stream",
+        "net.sender",
+        "net.reader",
+        "net.reactor",
+        "net.connection",
+    )
 ]
 
 
