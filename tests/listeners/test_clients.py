@@ -14,7 +14,8 @@ from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from support import wait_until
-from support.room import MakeRoom, Room, in_thread, open_by_hand
+from support.room import MakeRoom, Room, open_by_hand
+from support.threads import in_thread
 from wsmiddleware import CloseCode, ConnectionClosed, WebSocketListener, publish
 from wsmiddleware.listeners.clients import WsClient
 

@@ -12,7 +12,8 @@ import pytest
 from gevent.event import Event
 
 from support import wait_until, websocket_request
-from support.room import MakeRoom, Room, masked, open_by_hand
+from support.room import MakeRoom, Room, open_by_hand
+from support.wire import CLOSE, TEXT, frame
 from wsmiddleware import ConnectionClosed, WebSocketListener
 
 
@@ -62,7 +63,7 @@ def test_on_close_after_close_frame_with_reason(closing: Room) -> None:
 def test_on_close_after_empty_close_frame(closing: Room) -> None:
     with closing.server.socket() as sock:
         open_by_hand(sock)
-        sock.sendall(masked(0x88, b""))
+        sock.sendall(frame(CLOSE, b""))
         assert sock.recv(100) == b"\x88\x00"
     assert ends_of(closing) == [(1005, "")]
 
@@ -102,7 +103,7 @@ def test_on_close_when_the_peer_never_answers_our_close(room: MakeRoom) -> None:
     served = room(Test, close_timeout=0.1)
     with served.server.socket() as sock:
         open_by_hand(sock)
-        sock.sendall(masked(0x81, b"bare"))
+        sock.sendall(frame(TEXT, b"bare"))
         assert sock.recv(100) == b"\x88\x02\x03\xe8"
         assert ends_of(served) == [(1006, "")]
 
@@ -111,7 +112,7 @@ def test_on_close_when_both_close_at_once(closing: Room) -> None:
     with closing.server.socket() as sock:
         open_by_hand(sock)
         closing.wsclients.close(4001, "ours")
-        sock.sendall(masked(0x88, b"\x0f\xa2theirs"))
+        sock.sendall(frame(CLOSE, b"\x0f\xa2theirs"))
         assert sock.recv(100) == b"\x88\x06\x0f\xa1ours"
     assert ends_of(closing) == [(4002, "theirs")]
 
@@ -209,8 +210,8 @@ def test_messages_before_the_close_frame_are_answered_first(room: MakeRoom) -> N
 
     with room(Test).server.socket() as sock:
         open_by_hand(sock)
-        frames = [masked(0x81, b"%d" % number) for number in range(3)]
-        sock.sendall(b"".join(frames) + masked(0x88, b"\x03\xe8"))
+        frames = [frame(TEXT, b"%d" % number) for number in range(3)]
+        sock.sendall(b"".join(frames) + frame(CLOSE, b"\x03\xe8"))
         data = bytearray()
         while piece := sock.recv(100):
             data += piece
@@ -232,7 +233,7 @@ def test_close_frame_is_answered_in_time_though_a_callback_hangs(room: MakeRoom)
     served = room(Test, close_timeout=0.1)
     with served.server.socket() as sock:
         open_by_hand(sock)
-        sock.sendall(masked(0x81, b"x") + masked(0x88, b"\x03\xe8"))
+        sock.sendall(frame(TEXT, b"x") + frame(CLOSE, b"\x03\xe8"))
         assert sock.recv(4) == b"\x88\x02\x03\xe8"
         assert log == []
     go.set()
@@ -269,11 +270,11 @@ def test_on_close_runs_once_for_every_on_open_in_a_storm(room: MakeRoom) -> None
             sock.sendall(websocket_request("/ws/test"))
             way = number % 5
             if way == 1:
-                sock.sendall(masked(0x81, b"close"))
+                sock.sendall(frame(TEXT, b"close"))
             if way == 2:
-                sock.sendall(masked(0x88, b""))
+                sock.sendall(frame(CLOSE, b""))
             if way == 3:
-                sock.sendall(masked(0x81, b"close") + masked(0x88, b"") + b"rubbish")
+                sock.sendall(frame(TEXT, b"close") + frame(CLOSE, b"") + b"rubbish")
             if way == 4:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             elif way:

@@ -11,8 +11,9 @@ import pytest
 from gevent.event import Event
 from greenlet import GreenletExit
 
-from support import wait_until
-from support.room import MakeRoom, hold_up_thread, masked, open_by_hand
+from support import let_pass, wait_until
+from support.room import MakeRoom, hold_up_thread, open_by_hand
+from support.wire import TEXT, frame
 from wsmiddleware import RequestTimeout, WebSocketListener
 from wsmiddleware.net.pool import CallbackStopped
 
@@ -91,7 +92,7 @@ def test_stopped_callback_has_time_to_clean_up(room: MakeRoom) -> None:
             try:
                 gevent.sleep(20)
             finally:
-                gevent.sleep(0.3)  # several looks at the clock later
+                let_pass(wsclient._connection.reactor, 0.3)  # several looks at the clock later
                 log.append("cleaned up")
 
     with room(Test, **FINE).connect() as ws:
@@ -191,7 +192,7 @@ def test_stop_never_hits_a_later_callback(room: MakeRoom, caplog: pytest.LogCapt
             for ws in clients:
                 answers.add(str(ws.recv(5)))
                 assert ws.recv(5) == "short"
-        gevent.sleep(0.3)  # nothing runs now that could be stopped
+        let_pass(served.channel.members()[0].connection.reactor, 0.3)  # nothing is to be stopped
     assert answers == {"long", "stopped"}  # else it has shown nothing
     assert stopped == []
     assert "CallbackStopped" not in caplog.text
@@ -278,7 +279,7 @@ def test_on_open_async_is_stopped_when_its_connection_has_closed_and_the_log_alo
     served = room(Test, grace_period=grace_period, ping_interval=0.2)
     with served.connect():
         assert began.wait(5)
-        gevent.sleep(0.3)
+        let_pass(served.channel.members()[0].connection.reactor, 0.3)
     assert stopped.wait(5)
     wait_until(lambda: "Test.on_open_async" in caplog.text)
     served.wait_until_settled()
@@ -311,7 +312,7 @@ def test_on_open_async_that_is_stopped_before_on_close_tells_the_log_alone_too(
     served = room(Test, grace_period=0.1, ping_interval=0.2)
     with served.server.socket() as sock:
         open_by_hand(sock)
-        sock.sendall(masked(0x81, b"x"))
+        sock.sendall(frame(TEXT, b"x"))
         wait_until(lambda: log)
     wait_until(lambda: "grace_period (0.1 s)" in caplog.text)
     go.set()

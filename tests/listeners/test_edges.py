@@ -11,7 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from support import wait_until, websocket_request
+from support import let_pass, wait_until, websocket_request
 from support.room import MakeRoom, open_by_hand
 from wsmiddleware import RequestTimeout, WebSocketListener
 
@@ -173,7 +173,8 @@ def test_on_first_open_that_still_runs_is_stopped_after_grace_period(
     served = room(Test, grace_period=0.2, ping_interval=0.1)
     with served.connect() as ws:
         ws.recv(5)
-        gevent.sleep(0.4)  # longer than grace_period: while somebody is there it may run
+        # Longer than grace_period: while somebody is there it may run.
+        let_pass(served.channel.members()[0].connection.reactor, 0.4)
         assert log == []
     served.wait_until_settled()
     assert log == (["stopped", "last"] if has_last else ["stopped"])

@@ -10,7 +10,8 @@ import pytest
 from gevent.threadpool import ThreadPool
 
 from support import wait_until
-from support.room import MakeRoom, Room, in_thread
+from support.room import MakeRoom, Room
+from support.threads import in_thread
 from wsmiddleware import WebSocketListener, publish
 
 

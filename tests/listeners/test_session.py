@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from support import Server, wait_until
-from support.room import MakeRoom, Room, in_thread
+from support.room import MakeRoom, Room
+from support.threads import in_thread
 from wsmiddleware import WebSocketListener, WebSocketMiddleware
 from wsmiddleware.listeners.session import RequestRecord, Session
 

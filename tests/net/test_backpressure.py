@@ -20,6 +20,7 @@ from gevent.event import Event
 
 from support import Server, wait_until
 from support.room import hold_up_thread
+from support.threads import in_thread
 from support.wire import (
     BINARY,
     CLOSE,
@@ -181,8 +182,7 @@ def read_natively(peer: Peer) -> None:
 def test_close_wakes_whoever_waits_for_room(serve: Serve) -> None:
     with stalled(serve, send_timeout=60) as it:
         senders = [gevent.spawn(it.client.send, "x") for _ in range(3)]
-        gevent.sleep(0.01)
-        assert not any(sender.dead for sender in senders)
+        wait_until(lambda: it.outbox._room and it.outbox._room.linkcount() == 3)
         it.client.close(4000)
         for sender in senders:
             with pytest.raises(ConnectionClosed):
@@ -193,7 +193,7 @@ def test_close_wakes_whoever_waits_for_room(serve: Serve) -> None:
 def test_reset_wakes_whoever_waits_for_room(serve: Serve) -> None:
     with stalled(serve, send_timeout=60) as it:
         sender = gevent.spawn(it.client.send, "x")
-        gevent.sleep(0.01)
+        wait_until(lambda: it.outbox._room)
         it.peer.reset()
         with pytest.raises(ConnectionClosed):
             sender.get(timeout=5)
@@ -285,11 +285,6 @@ def test_waiting_senders_take_turns_and_nothing_is_lost(serve: Serve) -> None:
 
 
 # -- native threads ---------------------------------------------------------------------------
-
-
-def in_thread(function: Callable[[], object]) -> None:
-    """Runs it in a native thread while the loop goes on."""
-    gevent.get_hub().threadpool.spawn(function).get(timeout=10)
 
 
 def test_native_threads_send_in_order(serve: Serve) -> None:
@@ -574,8 +569,9 @@ def test_messages_that_grow_do_not_pile_up(serve: Serve) -> None:
         peer.send(frame(TEXT, "block"))
         wait_until(lambda: log.messages)
         peer.send(compressed * 40)  # in all fewer bytes than one read takes
-        wait_until(lambda: connection.inbox)
-        gevent.sleep(0.1)
+        wait_until(lambda: connection.is_paused)
+        for _ in range(20):  # turns, in each of which it may go on
+            connection.reactor.pause()
         assert len(connection.inbox) == 1
         release.set()
         peer.send(frame(TEXT, "last"))

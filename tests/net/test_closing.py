@@ -19,6 +19,7 @@ from support.wire import (
     TEXT,
     Log,
     close_frame,
+    connection_of,
     frame,
     middleware_for,
     narrow,
@@ -104,7 +105,7 @@ def test_callback_holds_the_answer_up_for_close_timeout_at_most(serve: Serve) ->
 def test_callback_may_close_after_the_peer_has(serve: Serve) -> None:
     # The peer's close frame has come, but its message is being handled.
     def on_message(self: Any, wsclient: Any, message: Any) -> None:
-        gevent.sleep(0.02)
+        wait_until(lambda: wsclient._connection.is_ending)
         wsclient.close(4002, "ours")
 
     with peer_of(start(serve, log := Log(), {"on_message": on_message})) as peer:
@@ -319,8 +320,10 @@ def test_violation_fails_the_connection_after_what_came_before(
 def test_unread_input_does_not_destroy_our_close_frame(serve: Serve) -> None:
     middleware = middleware_for((log := Log()).listener())
     with peer_of(serve(middleware)) as peer:
+        wait_until(lambda: log.clients)
+        connection = connection_of(middleware)
         sender = gevent.spawn(peer.send, b"\x81\x02hi", b"x" * 4_000_000)
-        gevent.sleep(0.1)  # for the reset to overtake, were there one
+        wait_until(lambda: connection.sent_code)  # a reset would overtake it, were there one
         assert peer.read_close()[0] == 1002
         sender.get(timeout=10)
         peer.read_end()
@@ -332,9 +335,10 @@ def test_violation_in_answer_to_our_close_is_read_to_its_end(serve: Serve) -> No
     middleware = middleware_for((log := Log()).listener())
     with peer_of(serve(middleware)) as peer:
         wait_until(lambda: log.clients)
+        connection = connection_of(middleware)
         log.client.close(4000)
         sender = gevent.spawn(peer.send, b"\x81\x02hi", b"x" * 4_000_000)
-        gevent.sleep(0.1)
+        wait_until(lambda: connection.failure)
         assert peer.read_close() == (4000, "")
         sender.get(timeout=10)
         peer.read_end()
@@ -347,9 +351,10 @@ def test_violation_in_answer_to_our_close_leaves_it_intact(serve: Serve) -> None
     with peer_of(start(serve, log, callbacks), receive_buffer=4096) as peer:
         wait_until(lambda: log.clients)
         log.client.send(b"x" * 300_000)
+        connection = log.client._connection
         log.client.close(4000)
         peer.send(b"\x81\x02hi", b"x" * 100_000)
-        gevent.sleep(0.05)
+        wait_until(lambda: connection.failure)
         assert peer.read() == (BINARY, b"x" * 300_000)
         assert peer.read_close() == (4000, "")
         peer.read_end()

@@ -23,7 +23,7 @@ Serve = Callable[..., Server]
 
 BIG = "big" * 40_000
 #: Where a write runs, from its door to the socket.
-FILES = ("net/outbox.py", "net/sender.py", "net/link.py", "listeners/delivery.py")
+FILES = ("net/outbox.py", "net/sender.py", "net/stream.py", "listeners/delivery.py")
 
 WAYS: dict[str, Callable[[Any, str], object]] = {
     "send": lambda client, text: client.send(text),

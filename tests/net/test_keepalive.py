@@ -14,7 +14,7 @@ import pytest
 from gevent.event import Event
 from websockets.exceptions import ConnectionClosed
 
-from support import Server, wait_until
+from support import Server, let_pass, wait_until
 from support.wire import (
     BINARY,
     PING,
@@ -144,7 +144,7 @@ def test_clock_stands_still_while_we_do_not_read(serve: Serve) -> None:
         wait_until(lambda: log.clients)
         peer.send_until_full(frame(BINARY, b"x" * 100_000))
         assert connection_of(middleware).is_paused
-        gevent.sleep(1.0)  # past every time-out
+        let_pass(connection_of(middleware).reactor, 1.0)  # past every time-out
         assert log.client.is_open()
         release.set()
         peer.reset()
@@ -242,7 +242,7 @@ def test_idle_clock_stands_still_while_a_callback_runs(
     ended: list[float] = []
 
     def work(self: Any, wsclient: Any, *args: Any) -> str | None:
-        gevent.sleep(1.1)
+        let_pass(wsclient._connection.reactor, 1.1)
         ended.append(time.monotonic())
         return reply
 
@@ -260,10 +260,11 @@ def test_idle_clock_stands_still_while_a_callback_runs(
 
 def test_idle_clock_stands_still_while_data_of_ours_waits(serve: Serve) -> None:
     listener = (log := Log()).listener(on_open=lambda self, wsclient: narrow(wsclient))
-    with peer_of(serve(middleware_for(listener, **IDLE)), receive_buffer=4096) as peer:
+    middleware = middleware_for(listener, **IDLE)
+    with peer_of(serve(middleware), receive_buffer=4096) as peer:
         wait_until(lambda: log.clients)
         log.client.send(b"x" * 500_000)
-        gevent.sleep(1.2)  # the peer is at something else
+        let_pass(connection_of(middleware).reactor, 1.2)  # the peer is at something else
         assert log.client.is_open()
         assert peer.read() == (BINARY, b"x" * 500_000)
         started = time.monotonic()

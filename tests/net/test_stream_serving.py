@@ -17,7 +17,7 @@ import pytest
 from gevent.event import Event
 
 from support.room import hold_up_thread
-from support.twins import Link, masked
+from support.twins import Link, frames, masked
 from support.wire import CLOSE
 from wsmiddleware.net.receiver import TURN
 from wsmiddleware.protocol.engine import Engine
@@ -51,11 +51,6 @@ class Blocking(Listener):
         if message == "block":
             assert self.is_free.wait(10)
         return message
-
-
-def frames(*messages: str | bytes) -> bytes:
-    """What a peer gets."""
-    return b"".join(map(Engine().encode, messages))
 
 
 # -- replies --------------------------------------------------------------------------------------

@@ -85,8 +85,10 @@ def test_peer_that_goes_without_an_alert(serve_tls: Serve) -> None:
 def test_unread_input_does_not_destroy_our_close_frame(serve_tls: Serve) -> None:
     middleware = middleware_for((log := Log()).listener())
     with peer_of(serve_tls(middleware)) as peer:
+        wait_until(lambda: log.clients)
+        connection = connection_of(middleware)
         sender = gevent.spawn(peer.send, b"\x81\x02hi", b"x" * 2_000_000)
-        gevent.sleep(0.1)
+        wait_until(lambda: connection.sent_code)
         assert peer.read_close()[0] == 1002
         sender.get(timeout=10)
         peer.read_end()
@@ -119,9 +121,11 @@ def test_full_inbox_stops_reading_and_nothing_is_lost(serve_tls: Serve) -> None:
         return "done" if message == "last" else None
 
     log = Log()
-    with peer_of(serve_tls(middleware_for(log.listener(on_message=on_message)))) as peer:
+    middleware = middleware_for(log.listener(on_message=on_message))
+    with peer_of(serve_tls(middleware)) as peer:
+        wait_until(lambda: log.clients)
         sender = gevent.spawn(peer.send, *[frame(BINARY, b"x" * 20_000)] * 1000)
-        gevent.sleep(0.3)
+        wait_until(lambda: connection_of(middleware).is_paused)
         assert not sender.dead, "20 MB went through: nothing pushed back"
         release.set()
         sender.get(timeout=20)

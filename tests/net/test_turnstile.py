@@ -8,6 +8,7 @@ from itertools import pairwise
 import gevent
 import pytest
 
+from support import wait_until
 from wsmiddleware.net.turnstile import Turnstile
 
 
@@ -73,8 +74,7 @@ def test_one_that_is_killed_holds_nobody_up(number: int) -> None:
 def test_free_turnstile_has_no_timer() -> None:
     turnstile = Turnstile(9.0, 2)
     turnstile.go_through()
-    gevent.sleep(0.02)
-    assert turnstile._timer is None
+    wait_until(lambda: turnstile._timer is None)
 
 
 def test_time_lets_through_no_more_than_it_has_room_for() -> None:

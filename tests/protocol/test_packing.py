@@ -13,7 +13,7 @@ from wsmiddleware import speedups
 from wsmiddleware.protocol.engine import Engine
 
 Pack = Callable[..., Any]
-WAYS: dict[str, Pack] = {"wire": Engine().wire}
+WAYS: dict[str, Pack] = {"wire": lambda *args: Engine().wire(*args)}
 if speedups.pack is not None:
     WAYS["pack"] = speedups.pack
 

@@ -15,7 +15,8 @@ from gevent import monkey
 
 from support import wait_until
 from support.figures import longer, record
-from support.room import MakeRoom, hold_up_thread, in_thread
+from support.room import MakeRoom, hold_up_thread
+from support.threads import in_thread
 from support.wire import CLOSE, TEXT, Peer, close_frame, frame, peer_of
 from wsmiddleware import ConnectionClosed, WebSocketListener
 from wsmiddleware.exceptions import SlowConsumerError

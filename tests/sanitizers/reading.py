@@ -14,7 +14,6 @@ import itertools
 import socket
 import sys
 import zlib
-from typing import Any
 
 import atheris
 

@@ -27,6 +27,7 @@ __all__ = [
     "Response",
     "Server",
     "connect",
+    "let_pass",
     "running",
     "serving",
     "wait_until",
@@ -52,6 +53,12 @@ def wait_until(
             text = message() if callable(message) else message
             raise AssertionError(text or f"not within {timeout} seconds: {condition}")
         gevent.sleep(0.005)
+
+
+def let_pass(reactor: Any, seconds: float) -> None:
+    """Returns once so much has passed by the clock that time-outs are judged by."""
+    until = reactor.now + seconds
+    wait_until(lambda: reactor.now >= until, timeout=seconds + PATIENCE)
 
 
 def connect(url: str, **options: Any) -> AbstractContextManager[ClientConnection]:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 __all__ = ["FLOODS"]
 
 
-def masked(first: int, payload: bytes = b"") -> bytes:
+def small_frame(first: int, payload: bytes = b"") -> bytes:
     """A small client frame, its key zero."""
     return bytes((first, 0x80 | len(payload))) + bytes(4) + payload
 
@@ -119,18 +119,18 @@ REQUEST = (
 DEFLATE = REQUEST.removesuffix(b"\r\n") + (b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
 
 FLOODS: dict[str, tuple[Callable[[int, bytes], None], bytes]] = {
-    "empty messages": (send_without_end, masked(0x81)),
-    "tiny messages": (send_without_end, masked(0x81, b"x" * 8)),
+    "empty messages": (send_without_end, small_frame(0x81)),
+    "tiny messages": (send_without_end, small_frame(0x81, b"x" * 8)),
     "empty fragments": (
         send_without_end,
-        masked(0x01) + masked(0x00) * 900 + masked(0x80),
+        small_frame(0x01) + small_frame(0x00) * 900 + small_frame(0x80),
     ),
-    "pings": (send_without_end, masked(0x89, b"x")),
-    "pongs": (send_without_end, masked(0x8A)),
+    "pings": (send_without_end, small_frame(0x89, b"x")),
+    "pongs": (send_without_end, small_frame(0x8A)),
     # Each block ends the stream for zlib, and the next one begins another.
     "compressed messages of 32 final blocks": (
         inflate_without_end,
-        masked(0xC1, b"\x03\x00" * 32 + b"\x00"),
+        small_frame(0xC1, b"\x03\x00" * 32 + b"\x00"),
     ),
     "connects": (come_and_go, b""),
     "handshakes": (come_and_go, REQUEST),

@@ -21,14 +21,10 @@ __all__ = [
     "Room",
     "hello",
     "hold_up_thread",
-    "in_thread",
-    "masked",
     "open_by_hand",
     "room_maker",
 ]
 
-_get_thread_id = monkey.get_original("threading", "get_ident")
-_start_thread = monkey.get_original("_thread", "start_new_thread")
 #: `time.sleep` without the loop's knowledge: for native threads, and for holding the loop up.
 hold_up_thread: Callable[[float], None] = monkey.get_original("time", "sleep")
 
@@ -86,26 +82,6 @@ def room_maker(serve: Callable[..., Server]) -> MakeRoom:
     return make
 
 
-def in_thread(function: Callable[[], Any]) -> Any:
-    """Calls `function` in a native thread while the loop goes on; its result."""
-    outcomes: list[tuple[bool, Any]] = []
-    here = _get_thread_id()
-
-    def work() -> None:
-        try:
-            assert _get_thread_id() != here
-            outcomes.append((True, function()))
-        except BaseException as exc:
-            outcomes.append((False, exc))
-
-    _start_thread(work, ())
-    wait_until(lambda: outcomes)
-    is_fine, outcome = outcomes[0]
-    if not is_fine:
-        raise outcome
-    return outcome
-
-
 def open_by_hand(sock: socket.socket, path: str = "/ws/test") -> None:
     """The opening handshake on a bare socket."""
     sock.sendall(websocket_request(path))
@@ -113,8 +89,3 @@ def open_by_hand(sock: socket.socket, path: str = "/ws/test") -> None:
     while not data.endswith(b"\r\n\r\n"):
         data += sock.recv(1)
     assert data.startswith(b"HTTP/1.1 101")
-
-
-def masked(first: int, payload: bytes) -> bytes:
-    """A short client frame, by its first byte."""
-    return bytes((first, 128 | len(payload))) + bytes(4) + payload

@@ -11,21 +11,26 @@ from support import wait_until
 
 __all__ = ["in_thread"]
 
+_get_thread_id = monkey.get_original("threading", "get_ident")
 _start_thread = monkey.get_original("_thread", "start_new_thread")
 
 
 def in_thread(function: Callable[[], Any]) -> Any:
     """What `function` gives in a native thread, while the loop goes on here."""
-    results: list[Any] = []
+    results: list[tuple[bool, Any]] = []
+
+    here = _get_thread_id()
 
     def run() -> None:
         try:
-            results.append(function())
+            assert _get_thread_id() != here
+            results.append((True, function()))
         except BaseException as exc:
-            results.append(exc)
+            results.append((False, exc))
 
     _start_thread(run, ())
     wait_until(lambda: results)
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
+    is_fine, result = results[0]
+    if not is_fine:
+        raise result
+    return result

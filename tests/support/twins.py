@@ -30,6 +30,7 @@ __all__ = [
     "Link",
     "RecordedMember",
     "deflated",
+    "frames",
     "make_engine",
     "masked",
     "receive_all",
@@ -352,6 +353,11 @@ def receive_all(engine: Engine, data: bytes) -> list[Event]:
     while engine.more:
         events += engine.receive(b"", 1 << 20)
     return events
+
+
+def frames(*messages: str | bytes) -> bytes:
+    """What a peer without compression gets."""
+    return b"".join(map(Engine().encode, messages))
 
 
 def masked(opcode: int, payload: bytes, **options: Any) -> bytes:
