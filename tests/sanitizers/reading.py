@@ -99,51 +99,50 @@ def encode_size(size: int, mask: int, flags: int) -> bytes:
     return bytes([mask | size])
 
 
-class Reader:
-    """A stream's connection, as far as reading goes; its worker is at it and takes nothing."""
+class Reader(speedups.Stream):
+    """A stream whose worker is at it and takes nothing; what it leaves goes to an engine."""
 
-    # Slots where the extension looks for them.
-    __slots__ = ("__dict__", "_ending", "_is_paused", "_worker", "stream")
+    __slots__ = ("_engine", "_far", "_near", "is_lost")
 
     def __init__(self, script: Script, near: socket.socket, far: socket.socket) -> None:
+        ready, counts, bits = speedups.Ready(None), speedups.Counts(), script.window_bits
+        super().__init__(ready, None, counts, near.fileno(), script.max_size, 1 << 20, 60.0, bits)
         self._near, self._far = near, far
-        self._is_paused, self._ending, self._worker = False, None, True
+        self._engine = make_engine(script)
+        self.worker = True
         self.is_lost = False
-        self.inbox: list[Event] = []
-        self.engine = make_engine(script)
-        fd, bits = near.fileno(), script.window_bits
-        self.stream: Any = speedups.Stream(fd, script.max_size, 1 << 20, 60.0, bits)
-        ready = speedups.Ready(None)
-        self.stream.start(self, self.inbox, [], None, ready, speedups.Counts())
 
-    def read(self, piece: bytes) -> None:
+    def come(self, piece: bytes) -> None:
         """Let that come; as much at a time as a socket takes."""
         while piece:
             piece = piece[self._far.send(piece) :]
             while has_more(self._near):
-                self.stream.receive()
-            self.stream.receive()  # nothing has come
+                self.receive()
+            self.receive()  # nothing has come
 
     def end(self) -> None:
         """Let the stream end there, which is no message."""
         taken = self.inbox.copy()
         self._far.shutdown(socket.SHUT_WR)
-        self.stream.receive()
+        self.receive()
         assert self.is_lost and self.inbox == taken
 
-    def _receive(self, data: bytes) -> None:
-        self.inbox += receive_all(self.engine, data)
-        self.stream.is_engines = not self.engine.is_idle
+    # What `Connection` does
 
-    def _on_readable(self) -> None:
+    def take(self, data: bytes, is_turn_over: bool = False) -> None:
+        self.inbox.extend(receive_all(self._engine, data))
+        self.is_engines = not self._engine.is_idle
+
+    def read(self) -> None:
         with contextlib.suppress(BlockingIOError):
             data = self._near.recv(1 << 17)
+            self.bytes_received += len(data)
             if data:
-                self._receive(data)
+                self.take(data)
             else:
                 self.lost(None)
 
-    def _pause_if_needed(self) -> None:
+    def pause_if_needed(self) -> None:
         pass
 
     def lost(self, exc: OSError | None) -> None:
@@ -203,14 +202,14 @@ def try_one(data: bytes) -> None:
         reader, engine = Reader(script, near, far), make_engine(script)
         expected: list[Event] = []
         for piece in script.pieces:
-            reader.read(piece)
+            reader.come(piece)
             expected += receive_all(engine, piece)
             compare(reader.inbox, expected, script)
             if reader.inbox and isinstance(reader.inbox[-1], Close | Fail):
                 break
         else:
             reader.end()
-        reader.stream.stop()
+        assert reader.bytes_received <= sum(map(len, script.pieces))
 
 
 if __name__ == "__main__":
