@@ -29,7 +29,7 @@ EXTENSION = PACKAGE / "_extension"
 #: From the lowest to the highest; "" is the package itself. A new module is given its place here.
 ORDER = """
     _speedups exceptions values log django speedups settings config metrics
-    protocol net backplane listeners
+    protocol net backplane node v1 listeners
     registry policy upgrade info admission middleware options upkeep client
     "" body reading bounds console handler reloader server forwarding gunicorn
     connect application sockets cli __main__
@@ -221,13 +221,26 @@ def test_protocol_knows_bytes_only() -> None:
     assert not found & NOT_IN_PROTOCOL
 
 
-def test_backplane_waits_for_sockets_and_locks_of_its_own() -> None:
-    # A process that serves nobody publishes too: in its threads, without gevent.
+#: What the rooms that know neither a connection nor a channel may know of this package.
+CLUSTER = {
+    "backplane": {"exceptions", "log", "backplane"},
+    "node": {"exceptions", "log", "backplane", "node"},
+    "v1": {"backplane", "node", "v1"},
+}
+
+
+@pytest.mark.parametrize("room", CLUSTER)
+def test_room_of_the_cluster_knows_no_connection_and_no_channel(room: str) -> None:
+    for file in (PACKAGE / room).glob("*.py"):
+        assert {name.split(".")[0] for name in own_imports_of(file)} <= CLUSTER[room], file
+        # Nor for a type: what it does not know it does not name.
+        assert "TYPE_CHECKING" not in file.read_text(encoding="utf-8"), file
+
+
+def test_backplane_imports_no_gevent() -> None:
+    # A process that serves nobody publishes too, in threads of its own.
     for file in (PACKAGE / "backplane").glob("*.py"):
-        found = {name.split(".")[0] for name in imports_of(file)}
-        assert not found & {"gevent", "greenlet"}, file
-        below = {rank(name) for name in own_imports_of(file)}
-        assert below <= {rank("backplane"), rank("exceptions"), rank("log")}, file
+        assert not {"gevent", "greenlet"} & {name.split(".")[0] for name in imports_of(file)}, file
 
 
 def test_middleware_and_handler_meet_only_in_the_environ() -> None:

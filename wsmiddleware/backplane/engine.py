@@ -24,7 +24,8 @@ Order
 
 Without history
     A publication goes to who is subscribed at the moment, the publisher's own node included. It has
-    no position; it is sent at most once.
+    no position. What is `UNKNOWN` may still be carried out later; who receives it sees by the
+    number in its envelope that it is late.
 
 With history
     Each publication is one *entry* of its subject's stream: offsets 1, 2, 3 … without a hole, in an
@@ -133,14 +134,21 @@ class Position(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """A past epoch, and the last offset that the present line shares with it."""
+    """A past epoch, and the last offset that the epoch after it shares with it.
+
+    They come oldest first. What the *present* line shares with it is the least of this and of the
+    later ones'.
+    """
 
     epoch: str
     shared: int
 
 
 class Entry(NamedTuple):
-    """One entry of a stream. `data` is an envelope, or whatever another tool has put there."""
+    """One entry of a stream. `data` is an envelope, or whatever another tool has put there.
+
+    Only `offset` says where it stands: the envelope may be stamped or not.
+    """
 
     offset: int
     data: bytes

@@ -5,8 +5,8 @@
     version   1   0xB1: no text begins with a byte 0x80-0xBF, so what other tools publish is told
                   apart; 0xB2-0xBF are versions to come
     kind      1   1 text, 2 JSON text, 3 bytes; +0x80: meant for one user
-    epoch    16   hexadecimal digits, or zeros: not in a stream
-    offset    8   or 0
+    epoch    16   hexadecimal digits; zeros: not in a stream
+    offset    8   in the stream; of what is in none the publisher's own number, which rises
     node      8   who published it
     sizes 2 2 2 4 of channel, group, user, excluded; the payload is the rest
 
@@ -78,7 +78,10 @@ class NewerEnvelope(ForeignEnvelope):
 
 
 class Head(NamedTuple):
-    """What a reader needs: where in the stream (`epoch` ``""``: nowhere), and whose it is."""
+    """What a reader needs: the place in the stream, and whose it is.
+
+    Where `epoch` is ``""`` it is in no stream, and `offset` is its publisher's number.
+    """
 
     kind: int
     epoch: str
@@ -87,7 +90,11 @@ class Head(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """A message on its way. `position` is `None` for what is in no stream; `user` for everybody."""
+    """A message on its way. `user` is `None` for everybody's.
+
+    What is in a stream has a `position`. What is in none has its publisher's `number`, so that who
+    receives it late or twice knows.
+    """
 
     subject: Subject
     kind: Kind
@@ -96,6 +103,7 @@ class Envelope(NamedTuple):
     user: str | None = None
     excluded: frozenset[str] = frozenset()
     position: Position | None = None
+    number: int = 0
 
 
 # -- out -------------------------------------------------------------------------------------------
@@ -112,7 +120,7 @@ def encode(envelope: Envelope) -> bytes:
         _VERSION,
         envelope.kind | (0 if envelope.user is None else _FOR_USER),
         position.epoch.encode() if position else _NO_EPOCH,
-        position.offset if position else 0,
+        position.offset if position else envelope.number,
         envelope.node,
         *(len(channel), len(group), len(user), len(excluded)),
     )
@@ -184,7 +192,7 @@ def decode(data: bytes) -> Envelope:
         node,
         user if kind & _FOR_USER else None,
         excluded,
-        Position(epoch, offset) if epoch else None,
+        *((Position(epoch, offset), 0) if epoch else (None, offset)),
     )
 
 
@@ -195,13 +203,9 @@ def _strange(data: bytes) -> ForeignEnvelope:
 
 
 def _epoch(raw: bytes, offset: int) -> str:
-    """The epoch as text; ``""`` without one, which has no offset."""
-    if raw == _NO_EPOCH:
-        if offset:
-            raise ForeignEnvelope("broken: an offset without an epoch")
-        return ""
-    epoch = raw.decode("latin-1")
-    if not is_epoch(epoch) or not 0 < offset <= MAX_OFFSET:
+    """The epoch as text; ``""`` without one."""
+    epoch = "" if raw == _NO_EPOCH else raw.decode("latin-1")
+    if offset > MAX_OFFSET or (epoch and not (offset and is_epoch(epoch))):
         raise ForeignEnvelope("broken: an impossible place in the stream")
     return epoch
 
