@@ -10,6 +10,8 @@ import textwrap
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -18,6 +20,7 @@ from support import wait_until
 from support.accepting import read_head
 from support.servers import WAYS, environment, serve_by, write_app
 from support.wire import peer_of
+from wsmiddleware.gunicorn import _queued
 
 pytestmark = pytest.mark.once
 
@@ -71,14 +74,20 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("options", ["--workers=2", "--workers=2 --preload"])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "options"),
+    [
+        (moment, f"--workers=2{option}")
+        for moment in MOMENTS
+        for option in ("", " --preload")
+        # With --preload gunicorn takes no signals while it imports.
+        if (moment, option) != ("import", " --preload")
+    ],
+)
 def test_sigterm_may_come_at_any_moment_of_a_start(
     tmp_path: Path, moment: str, options: str
 ) -> None:
     if moment == "import":
-        # Of a worker: with --preload gunicorn takes no signals yet.
-        options = options.replace("--preload", "")
         folder = write_app(tmp_path, APP.format(settings={}) + END + "    end()", echo=LISTENER)
     else:
         folder = write_app(tmp_path, APP.format(settings={}), echo=LISTENER)
@@ -92,6 +101,19 @@ def test_sigterm_may_come_at_any_moment_of_a_start(
     assert ended.returncode == 0, ended.stderr
     for word in ("Traceback", "Exception ignored", "exited with code", "SIGKILL"):
         assert word not in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_signals_that_wait_in_a_master_of_any_version_are_found(is_list: bool) -> None:
+    numbers = [signal.SIGHUP, signal.SIGTERM]
+    queue: SimpleQueue[int] = SimpleQueue()
+    for number in numbers:
+        queue.put(number)
+    assert list(_queued(SimpleNamespace(SIG_QUEUE=numbers if is_list else queue))) == numbers
+
+
+def test_a_process_without_a_master_has_none() -> None:
+    assert list(_queued(None)) == []
 
 
 @pytest.mark.parametrize("is_preloaded", [False, True])

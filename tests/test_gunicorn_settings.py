@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from gunicorn.config import Config
 
@@ -108,8 +110,15 @@ def both(folder: Path, options: Sequence[str]) -> Iterator[tuple[Process, Proces
     """The application under gunicorn's own gevent worker and under ours."""
     WAYS["gevent"] = ["gunicorn", "-k", "gevent"]
     write_app(folder, APP)
-    with serve_by("gevent", folder, options) as theirs, serve_by("worker", folder, options) as ours:
+    ways = [serve_by(way, folder, options) for way in ("gevent", "worker")]
+    with contextlib.ExitStack() as stack:
+        # Both at once, for a start takes long.
+        started = [gevent.spawn(stack.enter_context, way) for way in ways]
+        gevent.joinall(started, raise_error=True)
+        theirs, ours = (each.value for each in started)
         yield theirs, ours
+        for process in (theirs, ours):
+            process.signal(signal.SIGTERM)
     del WAYS["gevent"]
 
 

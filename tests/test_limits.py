@@ -391,4 +391,5 @@ def test_limit_ends_a_crowd_without_holding_the_loop_up() -> None:
     watcher.stop()
     watcher.close()
     assert ended == [500]
-    assert max(after - before for before, after in itertools.pairwise(turns)) <= 64
+    # 64, and what was left of those before them.
+    assert max(after - before for before, after in itertools.pairwise(turns)) < 2 * 64

@@ -244,6 +244,16 @@ class _Generation:
         return self.read()
 
 
+def _queued(master: Any) -> Iterator[object]:
+    """The signals that a master has not seen to; it is the worker's own copy that is emptied."""
+    queue = getattr(master, "SIG_QUEUE", ())
+    if isinstance(queue, (list, tuple)):  # a list before gunicorn 24
+        yield from queue
+        return
+    while not queue.empty():
+        yield queue.get_nowait()
+
+
 class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
     """gunicorn's gevent worker that serves WebSockets and closes them before it ends."""
 
@@ -279,10 +289,8 @@ class GeventWebSocketWorker(GeventPyWSGIWorker):  # type: ignore[misc]
         master = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         for number in _ENDS:
             signal.signal(number, self.handle_exit)
-        queue = getattr(master, "SIG_QUEUE", None)
-        while queue is not None and not queue.empty():
-            if queue.get_nowait() in _ENDS:
-                self.alive = False
+        if _ENDS.intersection(_queued(master)):
+            self.alive = False
         super().init_process()
 
     def init_signals(self) -> None:
