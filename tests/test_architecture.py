@@ -30,7 +30,7 @@ EXTENSION = PACKAGE / "_extension"
 ORDER = """
     _speedups exceptions values log django speedups settings config metrics
     protocol net backplane node v1 listeners
-    registry policy upgrade info admission middleware options upkeep client
+    publisher registry policy upgrade info admission middleware options upkeep client
     "" body reading bounds console handler reloader server forwarding gunicorn
     connect application sockets cli __main__
 """.replace('""', "_").split()

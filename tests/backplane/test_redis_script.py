@@ -495,3 +495,24 @@ def test_two_prefixes_and_two_databases_hear_nothing_of_each_other(server: Redis
 def test_engine_that_was_not_opened_cannot_subscribe(engine: RedisEngine) -> None:
     with pytest.raises(LinkDown):
         engine.subscribe([SUBJECT])
+
+
+def test_user_of_the_prefix_alone_can_do_everything(server: RedisServer) -> None:
+    server.cli("FLUSHALL")
+    rights = "~wsmiddleware:* &wsmiddleware:* +@all -@dangerous +info"  # as the page says
+    server.cli("ACL", "SETUSER", "joe", "on", ">x", *rights.split())
+    try:
+        with redis_engine(server.url.replace("//", "//joe:x@")) as engine:
+            follower = Follower(KEPT)
+            follower.follow(engine, b"node0001")
+            assert follower.live.wait(10)
+            Producer(engine, KEPT).publish("a")
+            wait_until(lambda: follower.texts == ["a"])
+            engine.announce(Announcement(b"node0001", {"chat": KEPT}))
+            assert engine.announced("chat") == KEPT
+            assert engine.ask(b"who?", 5).answers
+            server.cli("HSET", NAMES.meta, "line", "f" * 40)
+            assert len(read(engine, None).forks) == 1  # it may ask whose history it is
+            follower.end()
+    finally:
+        server.cli("ACL", "DELUSER", "joe")

@@ -1,0 +1,265 @@
+"""`Publisher`: for processes that serve nobody, such as Celery's, cron's, a shell.
+
+It imports no gevent: its two threads are threads, and greenlets only where the process is patched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Final
+
+from wsmiddleware.backplane.address import Address
+from wsmiddleware.backplane.engine import (
+    History,
+    LinkDown,
+    Publication,
+    ReadRequest,
+    Status,
+    Subject,
+)
+from wsmiddleware.backplane.envelope import Envelope, Kind, encode
+from wsmiddleware.backplane.outgoing import Limits, Outgoing, Waiting
+from wsmiddleware.backplane.redis import RedisEngine
+from wsmiddleware.exceptions import ConfigError
+from wsmiddleware.listeners.clients import check_group, to_data
+from wsmiddleware.log import log as _log
+
+__all__ = ["Publisher"]
+
+#: Bytes of a message.
+_MAX_SIZE = 1024 * 1024
+#: Seconds that a call waits for its answer.
+_PATIENCE = 1.0
+#: Seconds between two tries, and for which it is known what a channel keeps.
+_PAUSE, _KNOWN_FOR = 0.05, 60.0
+_KEPT = Limits(10_000, 16 * 1024 * 1024, 10.0)
+_PLAIN = Limits(1_000, 4 * 1024 * 1024, 5.0)
+_MAX_CHANNELS = 10_000
+
+
+class _Everybody:
+    """The default of `user`: nobody can pass it by mistake, as they can `None`."""
+
+    def __repr__(self) -> str:
+        return "<everybody>"
+
+
+_EVERYBODY: Final = _Everybody()
+
+
+class Publisher:
+    """Publishes to the clients of every process that has this backplane and prefix.
+
+    `url` is that of a Redis or Valkey (see ``backplane`` in the settings), `prefix` the nodes'
+    ``backplane_prefix``. Nothing is connected before the first call. For any thread and greenlet;
+    after a fork the child connects by itself. Used with ``with``, or closed with `close`.
+
+    Raises `ConfigError` for a wrong URL or prefix, `ImportError` without redis-py.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "wsmiddleware") -> None:
+        self._address, self._prefix = Address.parse(url), prefix
+        self._is_closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._engine = RedisEngine(self._address, self._prefix)
+        self._pid = os.getpid()
+        self._producer = os.urandom(8).hex()
+        self._numbers = itertools.count(1)
+        self._outgoing = Outgoing(_KEPT, _PLAIN)
+        #: Guards what waits, and tells the writing thread.
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._channels: dict[str, tuple[float, History | None]] = {}
+
+    def publish(
+        self,
+        channel: str,
+        message: object,
+        group: str | None = None,
+        *,
+        user: str | int | _Everybody = _EVERYBODY,
+        exclude: str | Iterable[str] | None = None,
+        wait: bool = True,
+    ) -> bool:
+        """Publish to a channel, or to a group of it; with `user` to that person only.
+
+        `message` goes out as a returned value of a listener does: `str` as text, bytes-like as
+        binary, anything else as JSON, at most 1 MiB. `exclude` takes session ids.
+
+        `True`: it was published, whether anybody is there or not. `False`: `message` is `None`; or
+        it is not known yet after a second (with ``wait=False``: at once), and goes on being tried
+        for 10 s (5 s where the channel has no history); or it was dropped, which is logged. To call
+        again would publish again.
+
+        Raises `LookupError` for a channel that no node has announced within 30 days, `ValueError`
+        for a message that is too big and a `user` of `None` or ``""``, `TypeError` for what JSON
+        cannot hold, `ConfigError` where the backplane is one that we cannot work with.
+        """
+        if not isinstance(user, _Everybody) and (user is None or str(user) == ""):
+            raise ValueError(f"user={user!r} is nobody; leave it out to publish to everybody")
+        subject = _subject(channel, group)
+        if message is None:
+            return False
+        kind, payload = _payload(message)
+        if len(payload) > _MAX_SIZE:
+            raise ValueError(f"a message has at most {_MAX_SIZE:,} bytes, not {len(payload):,}")
+        key = None if isinstance(user, _Everybody) else str(user)
+        excluded = frozenset([exclude] if isinstance(exclude, str) else exclude or ())
+        data = encode(Envelope(subject, kind, payload, user=key, excluded=excluded))
+        self._notice_fork()
+        deadline = time.monotonic() + _PATIENCE
+        try:
+            history = self._history(channel)
+        except LinkDown as exc:
+            _log.error("backplane: a message for channel %s is dropped: %s", channel, exc)
+            return False
+        patience = max(0.0, deadline - time.monotonic()) if wait else 0.0
+        # What is meant for one person is never stored.
+        return self._send(subject, data, history if key is None else None, patience)
+
+    def position(self, channel: str, group: str | None = None) -> str:
+        """Where the channel's (or group's) history stands, for ``since`` in a page.
+
+        What is published later is recovered. Read it *before* the database. ``""`` for a channel
+        without history, or where no answer came within a second. Raises what `publish` raises.
+        """
+        subject = _subject(channel, group)
+        self._notice_fork()
+        try:
+            history = self._history(channel)
+            if history is None:
+                return ""
+            [reading] = self._engine.read([ReadRequest(subject, history)])
+        except LinkDown as exc:
+            _log.warning("backplane: no position of channel %s: %s", channel, exc)
+            return ""
+        return str(reading.position)
+
+    def close(self) -> None:
+        """Publish what still waits, for 10 s at most, and disconnect. More than once is once."""
+        if self._is_closed:
+            return
+        self._notice_fork()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_KEPT.seconds + _PATIENCE)
+        self._engine.close()
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Publisher {self._address} {self._prefix}>"
+
+    def _notice_fork(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the Publisher is closed")
+        if self._pid != os.getpid():
+            # Connections are the parent's, threads have stayed there, locks may be held by them.
+            self._engine.forget()
+            self._begin()
+
+    def _history(self, channel: str) -> History | None:
+        """What the nodes keep of a channel."""
+        now = time.monotonic()
+        known = self._channels.get(channel)
+        if known is not None and now < known[0]:
+            return known[1]
+        if not self._engine.wait(_PATIENCE):
+            trouble = self._engine.trouble
+            if trouble is not None and trouble.is_loud:
+                raise ConfigError(str(trouble))
+            raise LinkDown(str(trouble or f"{self._address} does not answer"))
+        history = self._engine.announced(channel)
+        if len(self._channels) >= _MAX_CHANNELS:
+            self._channels.clear()
+        self._channels[channel] = (now + _KNOWN_FOR, history)
+        return history
+
+    def _send(
+        self, subject: Subject, data: bytes, history: History | None, patience: float
+    ) -> bool:
+        answered = threading.Event() if patience else None
+        with self._changed:
+            publication = Publication(subject, data, history, self._producer, next(self._numbers))
+            tell = answered.set if answered is not None else None
+            waiting = self._outgoing.add(publication, time.monotonic(), tell)
+            if waiting.outcome is None:
+                self._start()
+                self._changed.notify()
+        if waiting.outcome is not None:
+            _log_dropped([waiting])
+        elif answered is not None:
+            answered.wait(patience)
+        return waiting.outcome is not None and waiting.outcome.status is Status.PUBLISHED
+
+    # -- the writing thread ------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._write, name="wsmiddleware publisher", daemon=True
+            )
+            self._thread.start()
+
+    def _write(self) -> None:
+        """Send all that waits as one batch, again and again, until it is closed and all is sent."""
+        engine, changed, outgoing = self._engine, self._changed, self._outgoing
+        while True:
+            with changed:
+                changed.wait_for(lambda: len(outgoing) or self._is_closed)
+                batch = outgoing.batch()
+            if not batch:
+                return
+            engine.wait(_PAUSE)
+            outcomes = engine.publish([waiting.publication for waiting in batch])
+            with changed:
+                done = outgoing.tried(batch, outcomes, time.monotonic())
+            for waiting in done:
+                if waiting.tell is not None:
+                    waiting.tell()
+            _log_dropped(done)
+            if not done:
+                time.sleep(_PAUSE)
+
+
+def _log_dropped(done: list[Waiting]) -> None:
+    for waiting in done:
+        outcome, subject = waiting.outcome, waiting.publication.subject
+        if outcome is not None and outcome.status is not Status.PUBLISHED:
+            what = f"channel {subject.channel}, group {subject.group!r}"
+            _log.error("backplane: a message for %s is dropped: %s", what, outcome.reason)
+
+
+def _subject(channel: str, group: str | None) -> Subject:
+    if group is None:
+        return Subject(channel)
+    check_group(group)
+    if not group:
+        raise ValueError("a group has a name; leave it out for the whole channel")
+    return Subject(channel, group)
+
+
+def _payload(message: object) -> tuple[Kind, bytes]:
+    data = to_data(message)
+    if isinstance(data, str):
+        return (Kind.TEXT if isinstance(message, str) else Kind.JSON), data.encode()
+    return Kind.BYTES, bytes(data)
