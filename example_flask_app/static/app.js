@@ -36,7 +36,7 @@ function show(name) {
     states.set(name, state);
     const dot = byId(`${name}-state`);
     dot.dataset.state = state;
-    dot.title = text;
+    dot.title = dot.ariaLabel = text;
     const worst = ["waiting", "connecting", "open"].find((each) => [...states.values()].includes(each));
     const all = byId("state");
     all.dataset.state = worst ?? "closed";

@@ -317,6 +317,7 @@ def test_page_fits_a_phone_and_can_be_read(
         assert page.evaluate(CONTRAST) == []
         assert page.evaluate(CUT) == []
         assert page.evaluate(SQUASHED) == []
+        assert page.evaluate(UNNAMED) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -348,6 +349,11 @@ CUT = """() => [...document.querySelectorAll("#overview-rows td")]
 SQUASHED = """() => [...document.querySelectorAll(".dot")]
   .filter((dot) => dot.offsetWidth < 9 || dot.offsetWidth !== dot.offsetHeight)
   .map((dot) => `${dot.id} ${dot.offsetWidth} ${dot.offsetHeight}`)"""
+
+#: The dots and fields that a screen reader has no name for.
+UNNAMED = """() => [...document.querySelectorAll("[role=img], input:not([type=hidden]), select")]
+  .filter((each) => !each.ariaLabel && !each.labels?.[0]?.textContent.trim())
+  .map((each) => each.outerHTML)"""
 
 #: The texts whose contrast is below 4.5 to 1, and the borders of what can be used below 3 to 1
 #: (WCAG 2.2, 1.4.3 and 1.4.11). A button without a border is seen by its ground.
