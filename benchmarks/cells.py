@@ -11,7 +11,15 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from random import Random
 
-__all__ = ["SIZES", "Cell", "echo_cells", "fanout_cells", "name_of_size", "write_payloads"]
+__all__ = [
+    "SIZES",
+    "Cell",
+    "echo_cells",
+    "fanout_cells",
+    "flask_cells",
+    "name_of_size",
+    "write_payloads",
+]
 
 SIZES = (32, 1024, 65536, 1 << 20)
 
@@ -27,6 +35,8 @@ class Cell:
     stretch: int = 1
     #: Seconds of work before it is measured, at least.
     warm_up: float = 0.0
+    #: Whose messages they are, where it is not the group's name.
+    channel: str = ""
 
 
 def name_of_size(size: int) -> str:
@@ -81,6 +91,21 @@ def echo_cells() -> list[Cell]:
         options = (*_file(size), "-z", *_counts(connections, outstanding))
         cells.append(Cell(key, options, is_deflate=True))
     return cells
+
+
+def flask_cells() -> list[Cell]:
+    """Small echoes, by a listener of one callback and by one that has the others too."""
+    listeners = {"on_message": "echo", "on_open_async, on_error too": "whole"}
+    return [
+        Cell(
+            f"{name}, {name_of_size(size)}, 100, {outstanding}",
+            ("-s", str(size), *_counts(100, outstanding)),
+            channel=channel,
+        )
+        for (name, channel), size, outstanding in itertools.product(
+            listeners.items(), (32, 1024), (1, 16)
+        )
+    ]
 
 
 def fanout_cells() -> list[Cell]:

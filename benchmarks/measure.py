@@ -20,8 +20,8 @@ from random import Random
 from typing import Any, TypeVar
 
 import load
-from cells import Cell, echo_cells, fanout_cells
-from servers import FLOOR, OURS, PURE, Peer, Server, serving
+from cells import Cell, echo_cells, fanout_cells, flask_cells
+from servers import FLOOR, OURS, PURE, SOCK, Peer, Server, serving
 
 __all__ = ["GROUPS", "Measurement", "Row", "machine"]
 
@@ -41,7 +41,8 @@ class Measurement:
     ) -> None:
         self.rows: list[Row] = []
         self._build = build
-        self._peers = peers
+        self._peers = [peer for peer in peers if not peer.is_in_flask]
+        self._in_flask = [peer for peer in peers if peer.is_in_flask or peer in (OURS, SOCK)]
         self._repetitions = repetitions
         self._seconds = seconds
         self._is_quick = is_quick
@@ -56,11 +57,10 @@ class Measurement:
         print(f"{group}: {cell}: {peer.name}: {value}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def _all(self, *, mode: str = "echo") -> Iterator[dict[Peer, Server]]:
+    def _all(self, peers: list[Peer], *, mode: str) -> Iterator[dict[Peer, Server]]:
         with contextlib.ExitStack() as stack:
             yield {
-                peer: stack.enter_context(serving(peer, self._build, mode=mode))
-                for peer in self._peers
+                peer: stack.enter_context(serving(peer, self._build, mode=mode)) for peer in peers
             }
 
     def _each(self, peers: list[Peer], repetitions: int = 0) -> list[Peer]:
@@ -81,16 +81,19 @@ class Measurement:
         cells = echo_cells()
         if self._is_quick:
             cells = [cell for cell in cells if cell.key.split(", ")[0] != "binary"]
-        self._side_by_side("echo", cells)
+        self._side_by_side("echo", cells, self._peers)
+
+    def _flask(self) -> None:
+        self._side_by_side("flask", flask_cells(), self._in_flask)
 
     def _fanout(self) -> None:
         cells = fanout_cells()
         if self._is_quick:
             cells = [cell for cell in cells if cell.key.endswith("1000")]
-        self._side_by_side("fanout", cells)
+        self._side_by_side("fanout", cells, self._peers)
 
-    def _side_by_side(self, group: str, cells: list[Cell]) -> None:
-        with self._all(mode=group) as servers:
+    def _side_by_side(self, group: str, cells: list[Cell], peers: list[Peer]) -> None:
+        with self._all(peers, mode=group) as servers:
             fit = self._verified(group, cells, servers)
             for turn, cell in itertools.product(range(self._repetitions), cells):
                 for peer, server in _shuffled(list(servers.items()), turn):
@@ -98,7 +101,7 @@ class Measurement:
                         continue
                     options = (
                         "-u",
-                        f"/ws/{group}",
+                        f"/ws/{cell.channel or group}",
                         *self._options(cell),
                         *self._time(cell.stretch, cell.warm_up),
                     )
@@ -113,7 +116,8 @@ class Measurement:
         for cell, (peer, server) in itertools.product(cells, servers.items()):
             if cell.is_deflate and not peer.has_deflate:
                 continue
-            options = ("-u", f"/ws/{group}", *self._options(cell), "-v", "-d", "0.1", "-w", "0")
+            path = f"/ws/{cell.channel or group}"
+            options = ("-u", path, *self._options(cell), "-v", "-d", "0.1", "-w", "0")
             found = load.run(self._build, server, options)
             server.settle()
             if found.get("error"):
@@ -228,7 +232,7 @@ class Measurement:
 
 
 #: In the order of the report.
-GROUPS = ("echo", "fanout", "connect", "quiet", "push", "growth")
+GROUPS = ("echo", "flask", "fanout", "connect", "quiet", "push", "growth")
 
 
 def _shuffled(items: list[_T], turn: int) -> list[_T]:

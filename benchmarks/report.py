@@ -63,6 +63,7 @@ def write_report(run: Run, folder: Path) -> None:
     parts = [_INTRODUCTION, _setup(run, values)]
     writers: dict[str, Callable[[Run, Values, Path], str]] = {
         "echo": _echo,
+        "flask": _flask,
         "fanout": _fanout,
         "connect": _connect,
         "quiet": _quiet,
@@ -99,6 +100,11 @@ def _cells(run: Run, group: str) -> list[str]:
     return list(dict.fromkeys(row["cell"] for row in run["rows"] if row["group"] == group))
 
 
+def _peers(run: Run, group: str) -> list[str]:
+    found = {row["peer"] for row in run["rows"] if row["group"] == group}
+    return [peer for peer in run["peers"] if peer in found]
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
@@ -114,7 +120,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _matrix(
     run: Run, values: Values, group: str, cells: Iterable[str], name: str = "cpu_us"
 ) -> str:
-    peers = list(run["peers"])
+    peers = _peers(run, group)
     return _table(
         ["", *peers],
         (
@@ -172,6 +178,17 @@ def _echo(run: Run, values: Values, plots: Path) -> str:
     ])  # fmt: skip
 
 
+def _flask(run: Run, values: Values, plots: Path) -> str:
+    return "\n".join([
+        "## In Flask's context\n",
+        "Callbacks that see `session`, `request`, `g` and `current_user`, by\n"
+        "`request_context=app.request_context`; beside them callbacks without it, and Flask-Sock,\n"
+        "whose function is in such a context while the connection lives. What the listener has,\n"
+        "size, connections, outstanding messages on each. Processor time, µs:\n",
+        _matrix(run, values, "flask", _cells(run, "flask")),
+    ])  # fmt: skip
+
+
 def _bars(
     run: Run, values: Values, group: str, cells: Iterable[str]
 ) -> dict[str, dict[str, float]]:
@@ -189,7 +206,7 @@ def _latencies(run: Run, values: Values, group: str, cells: Iterable[str]) -> st
         names = ("p50_us", "p99_us")
         return " / ".join(_number(_median(values, group, cell, peer, name)) for name in names)
 
-    peers = list(run["peers"])
+    peers = _peers(run, group)
     return _table(["", *peers], ([cell, *(pair(cell, peer) for peer in peers)] for cell in cells))
 
 
@@ -215,12 +232,12 @@ def _connect(run: Run, values: Values, plots: Path) -> str:
         "kib": "memory of an idle connection, KiB",
         "idle_percent": "CPU while all are idle, %",
     }
-    (cell,) = _cells(run, "connect")
+    (cell,), peers = _cells(run, "connect"), _peers(run, "connect")
     rows = (
-        [text, *(_number(_median(values, "connect", cell, p, name)) for p in run["peers"])]
+        [text, *(_number(_median(values, "connect", cell, p, name)) for p in peers)]
         for name, text in names.items()
     )
-    return f"## Connections\n\n{cell}, opened 64 at a time:\n\n" + _table(["", *run["peers"]], rows)
+    return f"## Connections\n\n{cell}, opened 64 at a time:\n\n" + _table(["", *peers], rows)
 
 
 def _quiet(run: Run, values: Values, plots: Path) -> str:
@@ -365,7 +382,7 @@ def _target_line(
     for peer, wanted in target.ratios.items():
         theirs = _median(values, target.group, cell, peer)
         figures = []
-        for ours, ratio in zip((OURS.name, PURE.name), wanted, strict=True):
+        for ours, ratio in zip(target.ours, wanted, strict=True):
             value = _median(values, target.group, cell, ours)
             if theirs is None or not value:
                 continue

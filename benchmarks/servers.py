@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["FLOOR", "OURS", "PEERS", "PURE", "Peer", "Server", "serving"]
+__all__ = ["FLOOR", "IN_FLASK", "OURS", "PEERS", "PURE", "SOCK", "Peer", "Server", "serving"]
 
 _HERE = Path(__file__).resolve().parent / "peers"
 #: Seconds within which a server has to listen, or to end.
@@ -40,6 +40,8 @@ class Peer:
     folder: Path = _HERE
     has_deflate: bool = True
     is_raw: bool = False
+    #: It is measured in the group ``flask`` alone.
+    is_in_flask: bool = False
 
     def is_present(self) -> bool:
         """True when it can be started here."""
@@ -78,13 +80,30 @@ def _script(name: str, *distributions: str, has_deflate: bool = True) -> Peer:
     return Peer(name, (*_PYTHON, file, "{port}"), distributions, has_deflate=has_deflate)
 
 
-def _ours(name: str, **env: str) -> Peer:
+def _ours(name: str, *, is_in_flask: bool = False, **env: str) -> Peer:
     command = (*_PYTHON, "-m", "wsmiddleware", "run", "app:app", "--port", "{port}")
-    return Peer(name, command, ("wsmiddleware", "gevent", "greenlet"), env, _HERE / "ours")
+    names = ("wsmiddleware", "gevent", "greenlet", *(["flask"] if is_in_flask else []))
+    return Peer(name, command, names, env, _HERE / "ours", is_in_flask=is_in_flask)
 
 
 OURS = _ours("wsmiddleware")
 PURE = _ours("wsmiddleware, no extension", WSMIDDLEWARE_SPEEDUPS="off")
+#: Callbacks inside of what ``request_context=app.request_context`` gives.
+IN_FLASK = (
+    _ours("wsmiddleware in Flask's context", is_in_flask=True, BENCH_CONTEXT="1"),
+    _ours(
+        "wsmiddleware in Flask's context, no extension",
+        is_in_flask=True,
+        BENCH_CONTEXT="1",
+        WSMIDDLEWARE_SPEEDUPS="off",
+    ),
+)
+SOCK = Peer(
+    "Flask-Sock + gevent",
+    (*_GUNICORN, "flask_sock_gevent:app"),
+    ("flask-sock", "simple-websocket", "flask", "gunicorn", "gevent"),
+    has_deflate=False,
+)
 FLOOR = Peer(
     "C epoll, raw TCP",
     ("{build}/floor", "{port}", "{mode}"),
@@ -96,17 +115,13 @@ FLOOR = Peer(
 PEERS = (
     OURS,
     PURE,
+    *IN_FLASK,
     _script("picows + uvloop", "picows", "aiofastnet", "uvloop", has_deflate=False),
     _script("aiohttp + uvloop", "aiohttp", "uvloop"),
     _script("websockets + uvloop", "websockets", "uvloop"),
     _script("Starlette + uvicorn", "uvicorn", "starlette", "websockets", "uvloop", "httptools"),
     _script("gevent-websocket", "gevent-websocket", "gevent", has_deflate=False),
-    Peer(
-        "Flask-Sock + gevent",
-        (*_GUNICORN, "flask_sock_gevent:app"),
-        ("flask-sock", "simple-websocket", "flask", "gunicorn", "gevent"),
-        has_deflate=False,
-    ),
+    SOCK,
     Peer("ws (Node)", ("node", "node_ws.js", "{port}"), ("ws",)),
     FLOOR,
 )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cells import flask_cells
+from servers import IN_FLASK, OURS, PURE, SOCK
+
 __all__ = ["TARGETS", "Target"]
 
 _PICOWS, _AIOHTTP = "picows + uvloop", "aiohttp + uvloop"
@@ -19,6 +22,8 @@ class Target:
     cells: tuple[str, ...]
     #: Peer and the least ratio, with the extension and without it.
     ratios: dict[str, tuple[float, float]]
+    #: Our servers, with the extension and without it.
+    ours: tuple[str, str] = (OURS.name, PURE.name)
 
 
 def _both(ratio: float) -> tuple[float, float]:
@@ -60,6 +65,15 @@ TARGETS = (
         Target("echo", _echo(_SIZES, connections, outstanding), _LARGE)
         for connections in (1, 100)
         for outstanding in (1, 16)
+    ),
+    *(
+        Target(
+            "flask",
+            tuple(cell.key for cell in flask_cells() if cell.key.endswith(f", {outstanding}")),
+            {SOCK.name: (ratio, 1.0)},
+            (IN_FLASK[0].name, IN_FLASK[1].name),
+        )
+        for outstanding, ratio in ((1, 1.6), (16, 1.3))
     ),
     Target("fanout", tuple(f"plain, {cell}" for cell in _TO_MANY), _FANOUT),
     Target(

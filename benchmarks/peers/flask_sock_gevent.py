@@ -13,8 +13,8 @@ app = Flask(__name__)
 sock = Sock(app)
 
 
-@sock.route("/ws/echo")
-def echo(ws: Any) -> None:
+@sock.route("/ws/<any(echo, whole):channel>")
+def echo(ws: Any, channel: str) -> None:
     while True:
         ws.send(ws.receive())
 

@@ -16,6 +16,7 @@ app = Flask(__name__)
 app.wsgi_app = WebSocketMiddleware(  # type: ignore[method-assign]
     app.wsgi_app,
     config=False,
+    request_context=app.request_context if os.environ.get("BENCH_CONTEXT") else None,
     listeners=os.environ.get("BENCH_LISTENERS")
     or os.path.join(os.path.dirname(__file__), "websockets"),
 )
