@@ -28,7 +28,7 @@ EXTENSION = PACKAGE / "_extension"
 
 #: From the lowest to the highest; "" is the package itself. A new module is given its place here.
 ORDER = """
-    _speedups exceptions values log django speedups settings config metrics
+    _speedups exceptions values log django flask speedups settings config metrics
     protocol net backplane node v1 listeners
     publisher registry policy upgrade info admission middleware options upkeep client
     "" body reading bounds console handler reloader server forwarding gunicorn
@@ -38,6 +38,7 @@ ORDER = """
 #: Who alone may import it.
 DOORS = {
     "django": "django",
+    "flask": "flask",
     "gunicorn": "gunicorn",
     "geventwebsocket": "handler",
     "redis": "backplane.line",

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from support import ROOT, Response, Server
 from support.servers import serve_by
@@ -66,6 +66,29 @@ def test_django_session_is_asked_at_the_handshake(tmp_path: Path) -> None:
         assert status_of(server, "/ws/private", Cookie=forged) == 403
         with server.connect("/ws/private", additional_headers={"Cookie": cookie}) as ann:
             assert ann.recv(5) == "Welcome, Ann"
+
+
+def test_sign_out_ends_the_users_sockets_and_nobody_elses(tmp_path: Path) -> None:
+    with serving_program("sign_out", tmp_path) as server:
+        assert status_of(server, "/ws/inbox") == 403
+
+        def sign_in(name: str) -> dict[str, str]:
+            answer = post(server, "/sign-in", name=name)
+            return {"Cookie": answer.headers["Set-Cookie"].split(";")[0]}
+
+        ann, bob = sign_in("Ann"), sign_in("Bob")
+        with (
+            server.connect("/ws/inbox", additional_headers=ann) as anns,
+            server.connect("/ws/inbox", additional_headers=bob) as bobs,
+        ):
+            anns.send("hi")
+            assert anns.recv(5) == "Ann: hi"
+            assert server.request("POST", "/sign-out", headers=ann).status == 204
+            with pytest.raises(ConnectionClosed) as closed:
+                anns.recv(5)
+            assert closed.value.rcvd is not None and closed.value.rcvd.reason == "signed out"
+            bobs.send("hi")
+            assert bobs.recv(5) == "Bob: hi"
 
 
 def test_socketio_and_plain_websockets_live_beside_us(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import dataclass
 from http.client import responses
@@ -21,10 +20,11 @@ from werkzeug.wrappers import Request, Response
 
 from wsmiddleware import policy
 from wsmiddleware.django import close_connections
+from wsmiddleware.flask import RequestContext, Scope, scope_for
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.hints import hint_for
-from wsmiddleware.listeners.scope import Scope, run_callback
+from wsmiddleware.listeners.scope import run_callback
 from wsmiddleware.listeners.session import RequestRecord
 from wsmiddleware.log import log as _log
 from wsmiddleware.policy import Acceptance, Refusal, refuse
@@ -35,9 +35,7 @@ from wsmiddleware.upgrade import Upgrade, is_stock_server
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["Admission", "Admitted", "RequestContext"]
-
-RequestContext = Callable[[dict[str, Any]], AbstractContextManager[object]]
+__all__ = ["Admission", "Admitted"]
 
 _CANNOT_UPGRADE = (
     "This server cannot upgrade to WebSocket: run `python -m wsmiddleware run`, or "
@@ -129,7 +127,7 @@ class Admission:
     ) -> Refusal | Admitted:
         """Ask `on_handshake`, and make the listener: user code that may refuse, block or fail."""
         record, context, make = RequestRecord(environ), Context(), self._request_context
-        scope = None if make is None else lambda: make(record.environ())
+        scope = None if make is None else scope_for(make, record.environ)
         timer = None
         if scope is not None or channel.contract.joins_handshake:
             # For nothing of the user's there is none to start: 4 % of a connect.
@@ -141,7 +139,8 @@ class Admission:
             principal = _ask(channel, record, context, scope)
             if isinstance(principal, Refusal):
                 return principal
-            listener = run_callback(context, scope, channel.listener_class)
+            cls = channel.listener_class
+            listener = run_callback(context, scope, cls, "__init__", cls)
         # A time-out that is not ours is the hook's own, and SystemExit an exit() of its: whatever
         # it is, the peer gets an answer, and the HTTP connection ends behind that.
         except BaseException as exc:
@@ -182,7 +181,7 @@ def _ask(channel: Channel, record: RequestRecord, context: Context, scope: Scope
     request = Request(record.environ(), populate_request=False)
     answer: Any
     try:
-        answer = run_callback(context, scope, _call, cls.on_handshake, request)
+        answer = run_callback(context, scope, cls, "on_handshake", _call, cls.on_handshake, request)
     except HTTPException as exc:
         answer = exc
     if isinstance(answer, HTTPException):

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from wsmiddleware import info
-from wsmiddleware.admission import Admission, Admitted, RequestContext
+from wsmiddleware.admission import Admission, Admitted
 from wsmiddleware.config import load_settings
 from wsmiddleware.exceptions import ConfigError, ListenerError, raise_all
+from wsmiddleware.flask import RequestContext
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.clients import WsClient
 from wsmiddleware.listeners.invoke import Member
@@ -54,9 +55,10 @@ class WebSocketMiddleware:
 
     `listeners` is the directory of the listener files (the setting ``directory``), `prefix` where
     the channels are in the URL, `config` the path of the settings' file (`False`: no file),
-    `request_context` what makes an application's context of an environ (Flask's
-    ``app.request_context``): each callback of a connection, `on_handshake` included, enters one and
-    leaves it, those of the channel's edges do not. The rest are settings by keyword.
+    `request_context` what makes an application's context of an environ: each callback of a
+    connection, `on_handshake` included, enters one and leaves it, those of the channel's edges do
+    not. With Flask's ``app.request_context`` request and session are made once a connection. The
+    rest are settings by keyword.
 
     Everything loads here: `ConfigError` and `ListenerError` name what is wrong. Sockets, greenlets
     and timers are made at the first connection, after any fork.

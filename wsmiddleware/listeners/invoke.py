@@ -11,10 +11,11 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError, text_of
+from wsmiddleware.flask import Scope
 from wsmiddleware.listeners.clients import to_data
 from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.instance import Instance
-from wsmiddleware.listeners.scope import Inside, Scope, describe
+from wsmiddleware.listeners.scope import Inside, describe
 from wsmiddleware.log import log as _log
 from wsmiddleware.net.pool import CallbackStopped
 
@@ -72,13 +73,10 @@ class Member(Instance):
         #: `on_close` has begun, or would have: no other callback begins.
         self._has_closed = False
         self._opened_at = time.monotonic()
-        scopes: tuple[Scope, ...] = () if scope is None else (scope,)
-        if channel.contract.callbacks >= {"on_open_async", "on_error"}:
-            # Callbacks could meet: `on_error` for `on_open_async` waits until no other one runs.
-            turn = BoundedSemaphore(1)
-            scopes = (lambda: turn, *scopes)
+        # Callbacks could meet: `on_error` for `on_open_async` waits until no other one runs.
+        can_meet = channel.contract.callbacks >= {"on_open_async", "on_error"}
         #: The listener as its callbacks are called, but for `on_open_async`.
-        self._callbacks: Any = Inside(listener, scopes) if scopes else listener
+        self._callbacks = self._inside(BoundedSemaphore(1) if can_meet else None)
 
     def list(self) -> None:
         """Count and list the connection as open; what it receives waits until it is started."""
@@ -91,6 +89,22 @@ class Member(Instance):
     def opened(self, worker: Worker) -> None:
         """Run `on_open` and, beside it, `on_open_async`."""
         contract = self._channel.contract
+        self._serve()
+        edge, self._edge = self._edge, None
+        if edge is not None:
+            edge.entered.wait()
+        if "on_open_async" in contract.callbacks:
+            self.connection.reactor.pool.submit(self._run_async)
+        if "on_open" in contract.callbacks:
+            self._call(self._callbacks, self._context, worker, "on_open")
+
+    def _inside(self, turn: BoundedSemaphore | None) -> Any:
+        """The listener as its callbacks are called: itself, where there is nothing around it."""
+        listener, scope = self.component, self._scope
+        return listener if scope is turn is None else Inside(listener, scope, turn)
+
+    def _serve(self) -> None:
+        contract = self._channel.contract
         self.connection.serve_for(
             self,
             self._callbacks,
@@ -100,27 +114,21 @@ class Member(Instance):
             contract.binary_callback,
             self._channel.settings.request_timeout,
         )
-        edge, self._edge = self._edge, None
-        if edge is not None:
-            edge.entered.wait()
-        if "on_open_async" in contract.callbacks:
-            self.connection.reactor.pool.submit(self._run_async)
-        if "on_open" in contract.callbacks:
-            self._call(self._callbacks, self._context, worker, "on_open")
 
     def _run_async(self, worker: Worker) -> None:
         if not self.wsclient.is_open():
             return
         self._async_worker = worker
-        listener: Any = self.component
-        if self._scope is not None:
-            listener = Inside(listener, (self._scope,))
         try:
             # A copy of the context: the other callbacks run in the original at the same time.
-            self._call(listener, self._context.copy(), worker, "on_open_async")
+            self._call(self._inside(None), self._context.copy(), worker, "on_open_async")
         finally:
             self._async_worker = None
             self.connection.worked()
+            # From now on none can meet another. Once it is not open, it may not be served any more.
+            self._callbacks = self._inside(None)
+            if self.wsclient.is_open():
+                self._serve()
 
     def is_busy(self) -> bool:
         """True while `on_open_async` runs. Any greenlet."""
