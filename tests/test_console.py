@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,21 @@ def test_what_is_written_comes_in_order(pipe: tuple[int, int]) -> None:
             print("line", number, file=text)
         expected = "".join(f"line {number}\n" for number in range(1000)).encode()
         assert read_all(pipe[0], output) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="a pipe that keeps writes apart")
+def test_lines_that_follow_each_other_are_written_together() -> None:
+    """A thread that is woken for each line costs more than the line."""
+    reading, writing = os.pipe2(os.O_DIRECT)
+    output = QueuedOutput(writing, "<test>")
+    for number in range(200):
+        output.write(b"line %d\n" % number)
+        time.sleep(0)  # the thread may run
+    pieces: list[bytes] = []
+    while b"".join(pieces).count(b"\n") < 200:
+        pieces.append(os.read(reading, 65536))  # what one write has written
+    os.close(reading)
+    assert len(pieces) < 100
 
 
 def test_what_finds_no_room_is_counted_in_the_next_line(pipe: tuple[int, int]) -> None:

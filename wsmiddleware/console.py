@@ -34,6 +34,11 @@ _LAST_SECONDS = 0.5
 # Seconds between two looks at whether all has gone.
 _STEP = 0.002
 
+# Seconds after a write in which lines gather for the next one, and bytes of it: to wake a thread for
+# each line was a third of what a request costs.
+_PAUSE = 0.005
+_PIECE = 65536
+
 
 def never_block() -> None:
     """Have `sys.stdout` and `sys.stderr` queue what is written; flushed at the process's end.
@@ -145,11 +150,16 @@ class QueuedOutput(io.RawIOBase):
         return f"wsmiddleware: {count} line(s) dropped here, which nobody read in time\n".encode()
 
     def _run(self) -> None:
+        sleep = monkey.get_original("time", "sleep")
         while True:
             data = self._queue.get()
+            while len(data) < _PIECE and not self._queue.empty():
+                data += self._queue.get()
             _write(self._fd, data)
             with self._lock:
                 self._size -= len(data)
+            if self._queue.empty():
+                sleep(_PAUSE)
 
     def _forked(self) -> None:
         self._lock = self._make_lock()
