@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 from gevent import pywsgi
 
@@ -20,7 +21,8 @@ from support.accepting import Accepting, read_head, refusing
 from support.room import hold_up_thread
 from support.servers import UPGRADE, Tls, read_all
 from wsmiddleware.handler import WebSocketHandler
-from wsmiddleware.net.limit import Late, Limit
+from wsmiddleware.net.limit import Late, Limit, send_all
+from wsmiddleware.net.turnstile import Turnstile
 from wsmiddleware.server import WSGIServer
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -342,6 +344,21 @@ def test_strangers_leave_descriptors_to_those_who_are_connected() -> None:
 
 
 # -- the limit itself -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_what_is_sent_to_a_closed_socket_is_an_error_of_the_socket(
+    is_secure: bool, tmp_path: Path
+) -> None:
+    ours, theirs = gevent.socket.socketpair()
+    if is_secure:
+        tls = Tls(tmp_path)
+        wrapping = gevent.spawn(tls.server.wrap_socket, ours, server_side=True)
+        theirs = tls.client.wrap_socket(theirs, server_hostname="localhost")
+        ours = wrapping.get()
+    ours.close()
+    with theirs, pytest.raises(OSError):
+        send_all(ours, b"x", Limit(5), Turnstile(1))
 
 
 def test_limit_throws_at_the_oldest_first_and_at_nobody_who_has_ended() -> None:

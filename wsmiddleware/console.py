@@ -34,8 +34,8 @@ _LAST_SECONDS = 0.5
 # Seconds between two looks at whether all has gone.
 _STEP = 0.002
 
-# Seconds after a write in which lines gather for the next one, and bytes of it: to wake a thread for
-# each line was a third of what a request costs.
+# Seconds after a write in which lines gather for the next one, and bytes of it: to wake a thread
+# for each line was a third of what a request costs.
 _PAUSE = 0.005
 _PIECE = 65536
 
