@@ -147,7 +147,7 @@ if (me) {
     }
     const { reached } = await answer.json();
     if (reached) text.value = "";
-    tell("push", reached ? `Pushed to ${reached} ${reached === 1 ? "page" : "pages"}.` : `Nobody is ${role.value} now.`);
+    tell("push", reached ? `Pushed to ${reached} ${reached === 1 ? "page" : "pages"}.` : `Nobody has the role ${role.value} now.`);
   };
 
   new Live("ws/overview", {

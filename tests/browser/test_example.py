@@ -245,7 +245,7 @@ def test_lists_say_what_is_to_come(browser: Browser, example: Process) -> None:
 def test_push_says_whom_it_reached(browser: Browser, example: Process) -> None:
     with signed_in(browser, example, "Ann") as ann:
         push(ann, "reader", "is anyone there?")
-        ann.until_text("#push-told", "Nobody is reader now.")
+        ann.until_text("#push-told", "Nobody has the role reader now.")
         assert ann.do("input_value", "#push-form input") == "is anyone there?"
         push(ann, "editor", "to myself")
         ann.until_text("#push-told", "Pushed to 1 page.")
