@@ -332,10 +332,10 @@ def _from_thread(
     """What `source` gives in a native thread; one item at a time, and none ahead of its turn."""
     loop = gevent.get_hub().loop
     taken = threading.Semaphore(0)
-    slot: list[AsyncResult] = [AsyncResult()]
+    awaited: list[AsyncResult] = [AsyncResult()]
 
     def give(item: bytes | ValueError | None) -> None:
-        loop.run_callback_threadsafe(slot[0].set, item)
+        loop.run_callback_threadsafe(awaited[0].set, item)
         taken.acquire()
 
     def read() -> None:
@@ -350,11 +350,11 @@ def _from_thread(
 
     # A daemon: it is left waiting for input when the other side ends the conversation.
     threading.Thread(target=read, daemon=True).start()
-    while (item := slot[0].get()) is not None:
+    while (item := awaited[0].get()) is not None:
         if isinstance(item, ValueError):
             raise item
         yield item
-        slot[0] = AsyncResult()
+        awaited[0] = AsyncResult()
         taken.release()
 
 

@@ -89,7 +89,7 @@ class Source(io.RawIOBase):
         self._sock = None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Read nothing within: a reader finds what it has buffered."""
         self._sock, sock = None, self._sock
         try:
@@ -180,7 +180,7 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
             found.version, head.get("connection")
         )
         if self._source is not None and head.get("transfer-encoding") is not None:
-            with self._source.held():
+            with self._source.paused():
                 check_chunks(self.rfile.peek())
         return True
 

@@ -29,7 +29,7 @@ __all__ = ["Registry"]
 #: Clients closed at once, and seconds until the next ones: so ten thousand do not all come back in
 #: one instant, and the loop gets its turn.
 _BATCH = 100
-_PAUSE = 0.025
+_BATCH_INTERVAL = 0.025
 
 
 class _Rule(Rule):
@@ -196,11 +196,11 @@ class Registry:
 
     def _close_all(self, code: CloseCode, reason: str, timeout: float) -> None:
         """Close in batches, all of them begun in the first half of `timeout`."""
-        pause = min(_PAUSE, timeout / 2 * _BATCH / max(1, self.size))
+        interval = min(_BATCH_INTERVAL, timeout / 2 * _BATCH / max(1, self.size))
         for count, member in enumerate(self.members(), 1):
             member.connection.close(code, reason)
             if not count % _BATCH:
-                gevent.sleep(pause)
+                gevent.sleep(interval)
 
     def _is_settled(self) -> bool:
         settled = all(channel.is_settled for channel in tuple(self.channels.values()))

@@ -30,7 +30,7 @@ from wsmiddleware.net.dial import Dialled, dial
 from wsmiddleware.net.fork import forget_in_children
 from wsmiddleware.net.pool import NEVER, Worker
 from wsmiddleware.net.reactor import Reactor
-from wsmiddleware.net.receiver import TURN, Due
+from wsmiddleware.net.receiver import TIME_SLICE, Due
 from wsmiddleware.options import ClientOptions
 from wsmiddleware.protocol.engine import Engine
 from wsmiddleware.protocol.frames import CloseCode
@@ -321,7 +321,7 @@ class _Events:
         self._upkeep.send_waiting(self._connection)
 
     def received(self, due: Due, worker: Worker) -> None:
-        ends = time.perf_counter() + TURN
+        ends = time.perf_counter() + TIME_SLICE
         while due:
             worker.deadline = NEVER
             self._upkeep.notifier.receive(due.pop())

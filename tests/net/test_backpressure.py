@@ -73,7 +73,7 @@ class Stalled:
         the kernel takes another piece of it.
         """
         while True:
-            self.outbox.push()
+            self.outbox.retry()
             if self.outbox.size >= MARK:
                 return
             assert self.client.send(PIECE, wait=False)
@@ -303,7 +303,7 @@ def test_native_threads_send_in_order(serve: Serve) -> None:
 def test_native_thread_never_waits_for_a_slow_consumer(serve: Serve) -> None:
     with stalled(serve, send_timeout=60) as it:
         # Far past the mark: what the kernel takes after a delayed acknowledgement makes no room.
-        it.outbox.hold(it.connection.encode(b"y" * MARK, False))
+        it.outbox.enqueue(it.connection.encode(b"y" * MARK, False))
         started = time.monotonic()
         in_thread(lambda: it.client.send("too much"))
         assert time.monotonic() - started < 5
@@ -441,7 +441,7 @@ def test_what_is_sent_shows_when_the_callback_blocks(serve: Serve) -> None:
 
 def test_replies_of_a_batch_share_a_write(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("net.connection",):  # however slow the machine is just then
-        monkeypatch.setattr(f"wsmiddleware.{module}.TURN", 60.0)
+        monkeypatch.setattr(f"wsmiddleware.{module}.TIME_SLICE", 60.0)
     with peer_of(serve(middleware_for(Log().listener()))) as peer:
         peer.send(*(frame(TEXT, f"{n:04}") for n in range(8)))
         assert [peer.read_text() for _ in range(8)] == [f"{n:04}" for n in range(8)]
@@ -571,7 +571,7 @@ def test_messages_that_grow_do_not_pile_up(serve: Serve) -> None:
         peer.send(compressed * 40)  # in all fewer bytes than one read takes
         wait_until(lambda: connection.is_paused)
         for _ in range(20):  # turns, in each of which it may go on
-            connection.reactor.pause()
+            connection.reactor.wait_for_turn()
         assert len(connection.inbox) == 1
         release.set()
         peer.send(frame(TEXT, "last"))

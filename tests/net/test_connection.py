@@ -174,7 +174,7 @@ def test_broadcast_goes_on_past_a_client_whose_socket_breaks(serve: Serve) -> No
     with peer_of(server) as first, peer_of(server) as second:
         wait_until(lambda: len(log.clients) == 2)
         broken = log.clients[0]._connection
-        broken.outbox.hold(b"x" * 2000)  # past the mark, and the next write fails
+        broken.outbox.enqueue(b"x" * 2000)  # past the mark, and the next write fails
         broken._transport.shutdown(1)
         assert log.clients[1].broadcast("news")
         assert second.read_text() == "news"

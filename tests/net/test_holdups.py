@@ -230,7 +230,7 @@ def test_same_callback_is_told_of_at_a_bounded_rate(
 class Once:
     """Is looked at once, then forgotten."""
 
-    slot = 0
+    due_step = 0
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor

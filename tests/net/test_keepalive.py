@@ -103,7 +103,7 @@ def test_quiet_peer_is_left_alone_until_something_is_due(serve: Serve) -> None:
         assert peer.read_text() == "hello"
         connection = connection_of(middleware)
         reactor = connection.reactor
-        assert connection.slot * reactor._step >= reactor.now + 19
+        assert connection.due_step * reactor._step >= reactor.now + 19
 
 
 def test_silent_peer_is_found(serve: Serve) -> None:

@@ -86,7 +86,7 @@ def test_write_goes_straight_to_the_socket(bench: Bench) -> None:
 
 def test_hold_waits_for_flush_and_shares_its_write(bench: Bench) -> None:
     for _ in range(100):
-        bench.outbox.hold(b"hello")
+        bench.outbox.enqueue(b"hello")
     assert bench.outbox.size == 500
     assert bench.transport.sizes == []
     bench.outbox.flush()
@@ -95,14 +95,14 @@ def test_hold_waits_for_flush_and_shares_its_write(bench: Bench) -> None:
 
 
 def test_write_comes_behind_what_is_held(bench: Bench) -> None:
-    bench.outbox.hold(b"one")
+    bench.outbox.enqueue(b"one")
     bench.outbox.write(b"two")
     assert bench.peer.recv(100) == b"onetwo"
 
 
 def test_big_items_are_not_joined(bench: Bench) -> None:
-    bench.outbox.hold(b"a" * 60_000)
-    bench.outbox.hold(b"b" * 60_000)
+    bench.outbox.enqueue(b"a" * 60_000)
+    bench.outbox.enqueue(b"b" * 60_000)
     bench.outbox.flush()
     assert bench.transport.sizes[0] == 60_000
     assert bench.read(120_000) == b"a" * 60_000 + b"b" * 60_000
@@ -166,7 +166,7 @@ def test_close_wakes_whoever_waits_and_stops_the_watcher(bench: Bench) -> None:
 def test_owner_is_told_of_a_broken_stream(bench: Bench, is_held: bool) -> None:
     bench.peer.close()
     if is_held:
-        bench.outbox.hold(b"x")
+        bench.outbox.enqueue(b"x")
         bench.outbox.flush()
     else:
         bench.outbox.write(b"x")

@@ -32,7 +32,7 @@ class Looked:
     """Notes when it is looked at, in steps of the reactor; asks for the next of `times`."""
 
     def __init__(self, reactor: Reactor, *times: float) -> None:
-        self.slot = 0
+        self.due_step = 0
         self.seen: list[float] = []
         self._reactor = reactor
         self._times = list(times)

@@ -69,9 +69,9 @@ def test_replies_past_the_mark_wait_for_room(make_link: Any) -> None:
     link.member.serve(Echo())
     link.come(*texts)
     while not link.outbox.size >= 65_536:
-        link.reactor.pause()
+        link.reactor.wait_for_turn()
     for _ in range(10):
-        link.reactor.pause()
+        link.reactor.wait_for_turn()
     # One reply past the mark at most, and what a worker had of one write.
     assert link.outbox.size < 65_536 + 40_000
     assert link.connection.due

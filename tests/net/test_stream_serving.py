@@ -19,7 +19,7 @@ from gevent.event import Event
 from support.room import hold_up_thread
 from support.twins import Link, frames, masked
 from support.wire import CLOSE
-from wsmiddleware.net.receiver import TURN
+from wsmiddleware.net.receiver import TIME_SLICE
 from wsmiddleware.protocol.engine import Engine
 
 
@@ -141,7 +141,7 @@ def test_reading_pauses_behind_a_callback_that_blocks_and_goes_on_behind_it(link
     link.member.serve(listener)
     link.come("block")
     while not listener.seen:
-        link.reactor.pause()
+        link.reactor.wait_for_turn()
     texts = [str(number) for number in range(300)]
     link.come(*texts[:256])
     assert link.connection.is_paused
@@ -161,7 +161,7 @@ def test_others_get_their_turn(make_link: Any) -> None:
     class Slow:
         def on_text(self, client: str, message: str) -> None:
             seen.append(message)
-            hold_up_thread(1.2 * TURN)
+            hold_up_thread(1.2 * TIME_SLICE)
 
     first.member.serve(Slow())
     second.member.serve(Slow())
@@ -191,9 +191,9 @@ def test_messages_for_a_worker_that_is_busy_wait_for_it(link: Link) -> None:
     link.member.serve(listener)
     link.come("block")
     while not listener.seen:
-        link.reactor.pause()
+        link.reactor.wait_for_turn()
     link.come("b", "c")
-    link.reactor.pause()
+    link.reactor.wait_for_turn()
     assert listener.seen == ["block"]
     listener.is_free.set()
     assert link.get(13) == frames("block", "b", "c")

@@ -129,7 +129,7 @@ class Reader(speedups.Stream):
 
     # What `Connection` does
 
-    def take(self, data: bytes, is_turn_over: bool = False) -> None:
+    def take(self, data: bytes, is_slice_over: bool = False) -> None:
         self.inbox.extend(receive_all(self._engine, data))
         self.is_engines = not self._engine.is_idle
 

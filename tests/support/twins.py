@@ -246,7 +246,7 @@ class Link:
         self._sent = 0
         self._has_given_end = False
         while not self.is_settled():
-            self.reactor.pause()
+            self.reactor.wait_for_turn()
 
     def send(self, *frames: bytes) -> None:
         """Have these bytes come, in one piece if they are few."""
@@ -272,7 +272,7 @@ class Link:
     def settle(self) -> None:
         """Returns once all that was sent has been read, and all callbacks have run."""
         while not self.is_settled():
-            self.reactor.pause()
+            self.reactor.wait_for_turn()
 
     def is_settled(self) -> bool:
         """True when nothing is left to be read or to be run."""
@@ -330,8 +330,8 @@ class Link:
     def close(self) -> None:
         """End it; returns when the last callback has run."""
         self.connection.abort()
-        while not (self.reactor.pool.is_idle and self.connection.slot == 0):
-            self.reactor.pause()
+        while not (self.reactor.pool.is_idle and self.connection.due_step == 0):
+            self.reactor.wait_for_turn()
         self.far.close()
 
 

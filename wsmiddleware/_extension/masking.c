@@ -14,14 +14,14 @@
 /* Eight bytes at a time; the compiler makes vectors of it. Static: clang before 17 gives a function of
  * several clones a name of its own, which other files do not find. */
 WIDE static unsigned char mask(unsigned char *to, const unsigned char *from, size_t size,
-                               const unsigned char *key, size_t turn)
+                               const unsigned char *key, size_t offset)
 {
-    unsigned char turned[8];
+    unsigned char rotated[8];
     uint64_t word, wide, seen = 0;
     size_t i = 0;
     for (int k = 0; k < 8; k++)
-        turned[k] = key[(turn + k) & 3];
-    memcpy(&wide, turned, 8);
+        rotated[k] = key[(offset + k) & 3];
+    memcpy(&wide, rotated, 8);
     for (; i + 8 <= size; i += 8) {
         memcpy(&word, from + i, 8);
         word ^= wide;
@@ -29,16 +29,16 @@ WIDE static unsigned char mask(unsigned char *to, const unsigned char *from, siz
         memcpy(to + i, &word, 8);
     }
     for (; i < size; i++)
-        seen |= to[i] = from[i] ^ turned[i & 7];
+        seen |= to[i] = from[i] ^ rotated[i & 7];
     return (seen & 0x8080808080808080u) != 0 ? 0x80 : 0;
 }
 
-/* Mask or unmask `size` bytes, of which the first one meets byte `turn` of the key. Gives 0x80 where
+/* Mask or unmask `size` bytes, of which the first one meets byte `offset` of the key. Gives 0x80 where
  * one of the results is not ASCII, else 0. */
 unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
-                     const unsigned char *key, size_t turn)
+                     const unsigned char *key, size_t offset)
 {
-    return mask(to, from, size, key, turn);
+    return mask(to, from, size, key, offset);
 }
 
 PyObject *apply_mask(PyObject *module, PyObject *const *args, Py_ssize_t count)

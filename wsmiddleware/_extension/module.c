@@ -96,12 +96,12 @@ PyTypeObject ready_type = {
 
 static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"reactor", "outbox", "metrics", "fd", "max_size", "mark", "turn",
+    static char *names[] = {"reactor", "outbox", "metrics", "fd", "max_size", "mark", "time_slice",
                             "window_bits", NULL};
     PyObject *reactor, *outbox, *counts;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO!inndi", names, &ready_type, &reactor, &outbox,
                                      &counts_type, &counts, &self->fd, &self->max_size, &self->mark,
-                                     &self->turn, &self->window_bits))
+                                     &self->time_slice, &self->window_bits))
         return -1;
     if (self->window_bits < 0 || self->window_bits >= FORMS) {
         PyErr_SetString(PyExc_ValueError, "window_bits is 0 to 15");
@@ -216,7 +216,7 @@ PyDoc_STRVAR(receive_doc,
              "Messages go to the inbox, and the stream is ready; what else comes goes to the\n"
              "connection.");
 
-PyDoc_STRVAR(hold_pending_doc, "Give the outbox the replies that were to share a write.");
+PyDoc_STRVAR(enqueue_pending_doc, "Give the outbox the replies that were to share a write.");
 
 PyDoc_STRVAR(make_ready_doc, "Have a worker do what is to be done: soon, and once.");
 
@@ -226,7 +226,7 @@ static PyMethodDef stream_methods[] = {
     {"receive", (PyCFunction)Stream_receive, METH_NOARGS, receive_doc},
     {"make_ready", (PyCFunction)Stream_make_ready, METH_NOARGS, make_ready_doc},
     {"serve", (PyCFunction)Stream_serve, METH_O, serve_doc},
-    {"hold_pending", (PyCFunction)Stream_hold_pending, METH_NOARGS, hold_pending_doc},
+    {"enqueue_pending", (PyCFunction)Stream_enqueue_pending, METH_NOARGS, enqueue_pending_doc},
     {NULL, NULL, 0, NULL},
 };
 

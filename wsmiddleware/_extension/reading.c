@@ -214,7 +214,7 @@ static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *mes
     size_t pos = 0, header, length;
     Py_ssize_t left = MAX_INFLATED;
     double ends = 0;
-    self->is_turn_over = 0;
+    self->is_slice_over = 0;
     for (int frames = 0; pos < size; frames++) {
         Look found = look(self, data + pos, size - pos, &header, &length);
         int is_compressed = data[pos] & COMPRESSED;
@@ -242,7 +242,7 @@ static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *mes
             if (!is_for_engine(data + pos, header, length))
                 return FAILED;
         } else if (found == WHOLE) {
-            self->is_turn_over = 1;
+            self->is_slice_over = 1;
         } else if (found == CUT && (size - pos < header ||
                                     (data[pos] != TEXT && header + length <= LARGE))) {
             /* Not text: of that every byte is looked at as it comes, which start_large does. */

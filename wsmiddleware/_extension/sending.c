@@ -154,14 +154,14 @@ int flush_outbox(Stream *self)
     return waiting > 0 ? call(self->outbox, names.flush, NULL) : waiting;
 }
 
-PyObject *Stream_hold_pending(Stream *self, PyObject *ignored)
+PyObject *Stream_enqueue_pending(Stream *self, PyObject *ignored)
 {
     (void)ignored;
     if (!self->pending)
         Py_RETURN_NONE;
     PyObject *taken = PyBytes_FromStringAndSize((char *)self->pending, self->pending_size);
     drop_pending(self);
-    int result = taken ? call(self->outbox, names.hold, taken) : -1;
+    int result = taken ? call(self->outbox, names.enqueue, taken) : -1;
     Py_XDECREF(taken);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
@@ -215,7 +215,7 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
                           make_rest(header, header_size, sent, owner, payload, size));
     }
     PyObject *wire = make_wire(header, header_size, owner, payload, size);
-    int result = wire ? call((PyObject *)self, names.hold, wire) : -1;
+    int result = wire ? call((PyObject *)self, names.enqueue, wire) : -1;
     Py_XDECREF(wire);
     return result;
 }
@@ -291,7 +291,7 @@ static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wir
     return *wire;
 }
 
-/* Send that to a connection: here, where it has nothing else to send, else by its own `deliver`. */
+/* Send that to a connection: here, where it has nothing else to send, else by its own `try_send`. */
 static int deliver_by(Stream *self, PyObject *wire)
 {
     if (!self->is_open)
@@ -303,7 +303,7 @@ static int deliver_by(Stream *self, PyObject *wire)
     if (self->fd >= 0 && !self->pending && is_busy == Py_False)
         waiting = get_waiting(self->outbox);
     if (waiting != 0)
-        return waiting < 0 ? -1 : call((PyObject *)self, names.deliver, wire);
+        return waiting < 0 ? -1 : call((PyObject *)self, names.try_send, wire);
     const char *data = PyBytes_AS_STRING(wire);
     size_t size = PyBytes_GET_SIZE(wire), sent = send_bytes(self, data, size);
     self->last_message = self->reactor->now;

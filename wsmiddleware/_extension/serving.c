@@ -74,7 +74,7 @@ static int serve(Stream *self, PyObject *worker)
         goto end;
     result = 0;
     Py_ssize_t rest = PyList_GET_SIZE(due);
-    double ends = rest > 1 ? now() + self->turn : 0;
+    double ends = rest > 1 ? now() + self->time_slice : 0;
     while (result == 0 && rest > 0) {
         PyObject *message = Py_NewRef(PyList_GET_ITEM(due, rest - 1));
         result = PyList_SetSlice(due, rest - 1, rest, NULL);
@@ -200,8 +200,8 @@ static int run(Stream *self, PyObject *worker)
         return PyErr_ExceptionMatches(PyExc_Exception) ? tell(self, names.broken) : let_through(self);
     if (result == 0)
         return 0;
-    PyObject *is_turn_over = result == 2 ? Py_True : NULL;
-    PyObject *done = PyObject_CallMethodObjArgs((PyObject *)self, names.work, worker, is_turn_over, NULL);
+    PyObject *is_slice_over = result == 2 ? Py_True : NULL;
+    PyObject *done = PyObject_CallMethodObjArgs((PyObject *)self, names.work, worker, is_slice_over, NULL);
     Py_XDECREF(done);
     return done ? 0 : -1;
 }
@@ -270,7 +270,7 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
         if (self->is_open) {
             self->last_message = self->reactor->now;
             result = self->worker == Py_None ? make_ready(self)
-                                             : call((PyObject *)self, names.pause, NULL);
+                                             : call((PyObject *)self, names.pause_if_needed, NULL);
         } else {
             result = PyList_SetSlice(inbox, before, PyList_GET_SIZE(inbox), NULL);
         }
@@ -278,7 +278,7 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
     if (result != 0 || !rest)
         return result;
     PyObject *done = PyObject_CallMethodObjArgs((PyObject *)self, names.take, rest,
-                                                self->is_turn_over ? Py_True : NULL, NULL);
+                                                self->is_slice_over ? Py_True : NULL, NULL);
     Py_XDECREF(done);
     return done ? 0 : -1;
 }

@@ -61,7 +61,7 @@ struct Stream {
     int fd;            /* -1 where Python alone reads and writes: TLS, a trace, a rate, a client */
     char is_open;      /* false once nothing may be sent any more */
     char is_engines;   /* the engine is in the middle of something: what comes is for it */
-    char is_turn_over; /* what was left of the last read is for the next turn */
+    char is_slice_over; /* what was left of the last read is for the next turn of the loop */
     char is_paused;    /* input is left where it is for the moment */
     char is_ending;    /* the peer's last has come */
     char is_ready;     /* waits for a worker, and `next` behind it */
@@ -75,7 +75,7 @@ struct Stream {
     double last_received, last_message; /* when something has come, a message come or gone */
     size_t pending_size, pending_room;
     Py_ssize_t max_size, mark;
-    double turn, timeout;
+    double time_slice, timeout;
     /* What has come, what of it is due (in reverse), and who runs the callbacks now. */
     PyObject *inbox, *due, *worker;
     Stream *next;
@@ -98,20 +98,20 @@ struct Stream {
 #define FOR_EACH_NAME(X) \
     X(answer, "answer") \
     X(broken, "broken") \
-    X(deliver, "deliver") \
     X(encode, "encode") \
+    X(enqueue, "enqueue") \
     X(failed, "failed") \
     X(flush, "flush") \
     X(flush_soon, "flush_soon") \
     X(forget, "forget_locals") \
-    X(hold, "hold") \
     X(lost, "lost") \
-    X(pause, "pause_if_needed") \
+    X(pause_if_needed, "pause_if_needed") \
     X(read, "read") \
     X(reply_lost, "reply_lost") \
     X(run_ready, "_run_ready") \
     X(submit, "submit") \
     X(take, "take") \
+    X(try_send, "try_send") \
     X(wire, "wire") \
     X(work, "work") \
     X(write, "write")
@@ -158,7 +158,7 @@ int set_slot(Slot *slot, PyObject *object, PyObject *value);
 
 /* masking.c */
 unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
-                     const unsigned char *key, size_t turn);
+                     const unsigned char *key, size_t offset);
 PyObject *apply_mask(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* reading.c */
@@ -181,7 +181,7 @@ int tell(Stream *self, PyObject *method);
 int flush_pending(Stream *self);
 int flush_outbox(Stream *self);
 int answer(Stream *self, PyObject *reply, int is_last);
-PyObject *Stream_hold_pending(Stream *self, PyObject *ignored);
+PyObject *Stream_enqueue_pending(Stream *self, PyObject *ignored);
 PyObject *deliver(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* serving.c */

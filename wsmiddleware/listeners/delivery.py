@@ -79,7 +79,7 @@ class Deliveries:
             while self._queue:
                 reactor = self._queue[0].reactor
                 self._step()
-                reactor.pause()
+                reactor.wait_for_turn()
         finally:
             self._is_running = False
             if self._queue:  # something was raised: there was no memory

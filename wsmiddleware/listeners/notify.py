@@ -31,14 +31,14 @@ class Notifier:
     when it is due, and what has none is not called. `name` is for the log.
     """
 
-    __slots__ = ("_context", "_greenlet", "_turn", "listener", "name")
+    __slots__ = ("_context", "_greenlet", "_lock", "listener", "name")
 
     def __init__(self, listener: object, name: str) -> None:
         self.listener = _ready(listener)
         self.name = name
         # The caller's context variables, as a task would get them.
         self._context = copy_context()
-        self._turn = BoundedSemaphore(1)
+        self._lock = BoundedSemaphore(1)
         self._greenlet: object = None
 
     def is_current(self) -> bool:
@@ -77,7 +77,7 @@ class Notifier:
             _log.error("%s: on_error raised %s", self.name, _describe(exc), exc_info=exc)
 
     def _run(self, callback: Any, *args: Any) -> BaseException | None:
-        with self._turn:
+        with self._lock:
             self._greenlet = gevent.getcurrent()
             try:
                 self._context.run(callback, *args)

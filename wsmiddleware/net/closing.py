@@ -56,7 +56,7 @@ class Line(Protocol):
     def control(self, opcode: Opcode, payload: bytes) -> bytes:
         """A control frame that is about to be sent."""
 
-    def hold_pending(self) -> None:
+    def enqueue_pending(self) -> None:
         """Queue the replies that were to share a write."""
 
     def stop_reading(self) -> None:
@@ -135,7 +135,7 @@ class Closing:
         self._last_deadline = now + timeout * patience
         self.set_state(State.CLOSING)
         outbox = connection.outbox
-        outbox.hold(connection.control(Opcode.CLOSE, payload))
+        outbox.enqueue(connection.control(Opcode.CLOSE, payload))
         outbox.flush()
         outbox.wake_waiters()
         if not outbox.size:
@@ -166,7 +166,7 @@ class Closing:
         if connection.is_traced:
             _log.log(TRACE, "%s: %s", connection.name, state.value)
         if connection.is_open and state is not State.ENDING:
-            connection.hold_pending()
+            connection.enqueue_pending()
             connection.is_open = False
             connection.receiver.unlist()
         if state is State.CLOSED:

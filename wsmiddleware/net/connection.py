@@ -27,7 +27,7 @@ from wsmiddleware.net.closing import PATIENCE, Closing, State
 from wsmiddleware.net.keepalive import Keepalive, Verdict
 from wsmiddleware.net.outbox import Outbox
 from wsmiddleware.net.reader import Reader
-from wsmiddleware.net.receiver import NOBODY, TURN, Receiver
+from wsmiddleware.net.receiver import NOBODY, TIME_SLICE, Receiver
 from wsmiddleware.net.transport import TcpTransport, Transport
 from wsmiddleware.protocol.engine import Close, Engine, Fail
 from wsmiddleware.protocol.frames import CloseCode, Opcode, close_payload
@@ -57,10 +57,10 @@ class Connection(Reader):
         "_is_opened",
         "_lost_replies",
         "closing",
+        "due_step",
         "encode",
         "keepalive",
         "receiver",
-        "slot",
     )
 
     def __init__(
@@ -88,7 +88,7 @@ class Connection(Reader):
             transport.fileno() if is_everyday else -1,
             engine.max_message_size,
             mark,
-            TURN,
+            TIME_SLICE,
             window_bits,
             name=name,
             settings=settings,
@@ -102,7 +102,7 @@ class Connection(Reader):
         #: There once the connection has begun to end.
         self.closing: Closing | None = None
         #: When time-outs are looked at next: the reactor's.
-        self.slot = 0
+        self.due_step = 0
         #: What callbacks returned for a peer that had gone.
         self._lost_replies = 0
         self._is_opened = False
@@ -151,15 +151,15 @@ class Connection(Reader):
 
     # -- callbacks, in a worker ---------------------------------------------------------------
 
-    def work(self, worker: Worker, is_turn_over: bool = False) -> None:
+    def work(self, worker: Worker, is_slice_over: bool = False) -> None:
         """Run what is to be done, in order; callbacks may block here."""
         if self.worker is not None:
             return  # another worker is at it and will see what this one was called for
         self.worker = worker
         worker.deadline = math.inf  # but for what the receiver calls
         try:
-            if is_turn_over:
-                self.reactor.pause()
+            if is_slice_over:
+                self.reactor.wait_for_turn()
             elif worker.is_alone():
                 self._run_callbacks(worker)
         except Exception as exc:
@@ -205,7 +205,7 @@ class Connection(Reader):
                     self._resume_soon()
             self.receiver.received(due, worker)
             if due:
-                self.reactor.pause()  # their turn is over
+                self.reactor.wait_for_turn()  # their turn is over
                 return
             if self.outbox.size:
                 self.outbox.flush()
@@ -355,10 +355,10 @@ class Connection(Reader):
         receiver, self.receiver = self.receiver, NOBODY
         self._begin_to_end().forked()
         self.is_open = False
-        self.slot = 0
+        self.due_step = 0
         self._watcher.stop()
         self._watcher.close()
-        self.hold_pending()
+        self.enqueue_pending()
         self.outbox.abandon()
         self.stop_throttle()
         self.inbox.clear()
@@ -401,7 +401,7 @@ class Connection(Reader):
         Where the loop was held up, or the process stopped, what is waited for may have come long
         since.
         """
-        self.outbox.push()
+        self.outbox.retry()
         read = self._watcher.callback
         if read is not None:  # else it is not read at the moment, or not any more
             read()

@@ -29,7 +29,7 @@ _start_thread: Callable[..., object] = monkey.get_original("_thread", "start_new
 
 #: What is worth a line, in seconds; and the seconds between two looks.
 _LIMIT = 0.1
-_PAUSE = 0.05
+_INTERVAL = 0.05
 #: Seconds until the same callback is told of again.
 _NEWS = 60.0
 
@@ -114,12 +114,12 @@ class HoldUps:
             if not reactors or self._token is not token:
                 return
             now, turned = time.monotonic(), self._loop.now() + self._offset
-            found = _callback(self._thread_id) if now - turned > _PAUSE / 2 else None
+            found = _callback(self._thread_id) if now - turned > _INTERVAL / 2 else None
             progress = [reactor.progress() for reactor in reactors]
-            pause = look.at(now, due, turned, progress if found else None)
+            wait = look.at(now, due, turned, progress if found else None)
             if found and look.is_news():
                 reactors[0].defer(self.tell, *found, look.since)
-            due = time.monotonic() + pause
+            due = time.monotonic() + wait
             # What is kept for the length of a sleep would end in this thread.
             reactors.clear()
 
@@ -162,7 +162,7 @@ class _Look:
         before, self._progress = self._progress, progress
         last, self._last = self._last, now
         if progress is None:
-            return _PAUSE
+            return _INTERVAL
         if progress != before or self._turn.ended:
             # Behind the other one that was seen last, if the loop has not turned since.
             self.since = max(turned, last if before else 0.0, self._turn.ended)
@@ -172,11 +172,11 @@ class _Look:
             self._turn = _Turn()
             # Safe, for that thread is in Python code: not at the loop's list of callbacks.
             self._loop.run_callback(self._turn)
-        return max(_PAUSE / 10, min(_PAUSE, self.since + _LIMIT - now))
+        return max(_INTERVAL / 10, min(_INTERVAL, self.since + _LIMIT - now))
 
     def is_news(self) -> bool:
         """True once, for what has been seen twice and has taken too long."""
-        is_held = self._last - self._seen >= _PAUSE * 0.9 and self._last - self.since >= _LIMIT
+        is_held = self._last - self._seen >= _INTERVAL * 0.9 and self._last - self.since >= _LIMIT
         if not (self._is_due and is_held):
             return False
         self._is_due = False

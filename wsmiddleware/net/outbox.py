@@ -76,7 +76,7 @@ class Outbox:
         self.is_busy = False
         self.bytes_sent = 0
 
-    def hold(self, wire: Wire) -> None:
+    def enqueue(self, wire: Wire) -> None:
         """Queue `wire`; the caller sees to it that `flush` is called."""
         # The sizes first: no signal's handler may run within what changes `size`.
         if type(wire) is tuple:
@@ -92,7 +92,7 @@ class Outbox:
         was_busy, self.is_busy = self.is_busy, True
         try:
             if self._queue or type(wire) is tuple:
-                self.hold(wire)
+                self.enqueue(wire)
                 self._flush()
                 return
             try:
@@ -119,7 +119,7 @@ class Outbox:
             finally:
                 self.is_busy = was_busy
 
-    def push(self) -> None:
+    def retry(self) -> None:
         """The same, but look at the socket, though the loop has not told that it takes something.
 
         Where a callback has held the loop up, the peer may have read all of it meanwhile.

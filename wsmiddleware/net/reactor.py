@@ -70,7 +70,7 @@ class Ticking(Protocol):
     """Something with time-outs."""
 
     #: When it is looked at next, 0 if never; the reactor's own.
-    slot: int
+    due_step: int
 
     def tick(self, now: float) -> float:
         """Act on what is due; when to look again. Runs in the hub: must not block.
@@ -103,9 +103,9 @@ class Reactor(Ready):
         self._hold_ups = HoldUps.of(self.hub, self._thread_id)
         self._step = step
         #: What is watched, by the step of the clock at which it is looked at.
-        self._slots: dict[int, set[Ticking]] = {}
+        self._wheel: dict[int, set[Ticking]] = {}
         #: The last step that was; and what is due since then and has not been looked at.
-        self._slot = 0
+        self._last_step = 0
         self._overdue: deque[Ticking] = deque()
         #: The rest of that has its look in the next turn: one, though the clock ticks meanwhile.
         self._is_look_due = False
@@ -126,9 +126,9 @@ class Reactor(Ready):
 
     def forked(self) -> None:
         """In a forked child: what is watched and what waits is the parent's; new ones may come."""
-        for ticking in {*self._overdue}.union(*self._slots.values()):
+        for ticking in {*self._overdue}.union(*self._wheel.values()):
             ticking.forked()
-        for waiting in (self._slots, self._overdue, self._next, self._orders, self.pool.tasks):
+        for waiting in (self._wheel, self._overdue, self._next, self._orders, self.pool.tasks):
             waiting.clear()
         self._turn.stop()
         self._is_look_due = False
@@ -205,7 +205,7 @@ class Reactor(Ready):
             if self._next:
                 self._ask_for_turn()  # there was no memory
 
-    def pause(self) -> None:
+    def wait_for_turn(self) -> None:
         """Block the calling greenlet until the loop has looked at its sockets once."""
         # A waiter, not the greenlet's own switch: should a stop be thrown in meanwhile, nothing
         # wakes the greenlet a second time.
@@ -219,22 +219,22 @@ class Reactor(Ready):
         Sooner, if it is watched already and due before that. What is far from due costs nothing:
         5,000 idle connections are looked at some hundred times a second, not 5,000 times.
         """
-        slot = max(math.ceil(min(at, self.now + _LONGEST) / self._step), self._slot + 1)
-        if not ticking.slot or slot < ticking.slot:
+        step = max(math.ceil(min(at, self.now + _LONGEST) / self._step), self._last_step + 1)
+        if not ticking.due_step or step < ticking.due_step:
             # First: should there be no memory, it is watched as it was.
-            self._slots.setdefault(slot, set()).add(ticking)
+            self._wheel.setdefault(step, set()).add(ticking)
             self.forget(ticking)
-            ticking.slot = slot
+            ticking.due_step = step
             self.start_clock()
 
     def forget(self, ticking: Ticking) -> None:
         """Stop calling it."""
-        slot, ticking.slot = ticking.slot, 0
-        watched = self._slots.get(slot)
+        step, ticking.due_step = ticking.due_step, 0
+        watched = self._wheel.get(step)
         if watched is not None:
             watched.discard(ticking)
             if not watched:
-                del self._slots[slot]
+                del self._wheel[step]
 
     def start_clock(self) -> None:
         """Let `now` go on, and deadlines hold, until nothing is left to watch or to run."""
@@ -254,7 +254,7 @@ class Reactor(Ready):
             self._ask_again()
         except Exception:
             _log.exception("internal error in the clock: please report it")
-        if not self._slots and not self._overdue and self.pool.is_idle:
+        if not self._wheel and not self._overdue and self.pool.is_idle:
             self._stop_clock()
             self.pool.dismiss()
 
@@ -270,10 +270,10 @@ class Reactor(Ready):
         self.now += min(clock - self._last, 2 * self._step)
         self._last = clock
         self._hold_ups.set_clock()
-        while self._slot < int(self.now / self._step):
-            self._overdue.extend(self._slots.get(self._slot + 1, ()))
-            self._slot += 1
-            self._slots.pop(self._slot, None)
+        while self._last_step < int(self.now / self._step):
+            self._overdue.extend(self._wheel.get(self._last_step + 1, ()))
+            self._last_step += 1
+            self._wheel.pop(self._last_step, None)
         if not self._is_look_due or clock - self._look_asked > _LOOK_PATIENCE:
             self._look()
 
@@ -289,7 +289,7 @@ class Reactor(Ready):
         self._is_look_due = False
         for _ in range(min(_LOOKS, len(self._overdue))):
             ticking = self._overdue[0]
-            if ticking.slot:  # nobody has forgotten it meanwhile
+            if ticking.due_step:  # nobody has forgotten it meanwhile
                 self._look_at(ticking)
             self._overdue.popleft()
         if self._overdue:
@@ -303,11 +303,11 @@ class Reactor(Ready):
         except Exception:
             _log.exception("internal error in %r: please report it", ticking)
             at = self.now
-        slot = ticking.slot
-        if slot:
-            ticking.slot = 0
+        step = ticking.due_step
+        if step:
+            ticking.due_step = 0
             try:
                 self.watch(ticking, at)
             finally:
-                if not ticking.slot:
-                    ticking.slot = slot  # there was no memory: it is due as it was
+                if not ticking.due_step:
+                    ticking.due_step = step  # there was no memory: it is due as it was

@@ -31,7 +31,7 @@ RECV_SIZE = 526336
 #: it has been answered.
 _LARGE_SIZE = 16384
 LARGE_RECV_SIZE = 2 * RECV_SIZE
-_FRAMES_PER_TURN = 256
+_FRAMES_PER_SLICE = 256
 #: Seconds of one read where compression was agreed: few bytes may be much work, whatever comes out.
 _INFLATING = 0.0001
 #: What may wait in the inbox behind a callback that blocks, before reading stops.
@@ -108,13 +108,13 @@ class Reader(Sender):
         else:
             self.lost(None)
 
-    def take(self, data: bytes, is_turn_over: bool = False) -> None:
+    def take(self, data: bytes, is_slice_over: bool = False) -> None:
         """Have the engine parse `data`, now or in the next turn, and run what it brought.
 
         Raises nothing but Ctrl-C.
         """
         try:
-            self._take_in(data, 0 if is_turn_over else _FRAMES_PER_TURN)
+            self._take_in(data, 0 if is_slice_over else _FRAMES_PER_SLICE)
             # Not in the middle of what the engine has begun.
             self.is_engines = not self._engine.is_idle
             if self.worker is None and (self.inbox or self.is_ending):
@@ -258,7 +258,7 @@ class Reader(Sender):
             self._pong = payload
         else:
             wire = self.control(Opcode.PONG, payload)
-            self.hold(wire)
+            self.enqueue(wire)
             self._note_control(wire)
 
     def answer_waiting_ping(self) -> None:

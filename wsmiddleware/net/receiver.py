@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     from wsmiddleware.net.pool import Worker
 
-__all__ = ["NOBODY", "TURN", "Due", "Receiver"]
+__all__ = ["NOBODY", "TIME_SLICE", "Due", "Receiver"]
 
 #: Messages in reverse order, `str` and `bytes`; `Ping` and `Pong` for who is told of them.
 Due: TypeAlias = list[Any]
 
 #: Callbacks of one connection run for this long before others get a turn, in seconds.
-TURN = 0.005
+TIME_SLICE = 0.005
 
 
 class Receiver(Protocol):
@@ -28,7 +28,7 @@ class Receiver(Protocol):
         """The first call."""
 
     def received(self, due: Due, worker: Worker) -> None:
-        """Take messages off the end of `due`, until none is left or it has taken `TURN`."""
+        """Take messages off the end of `due`, until none is left or it has taken `TIME_SLICE`."""
 
     def is_busy(self) -> bool:
         """True while a callback runs beside those of the worker. Must not block."""

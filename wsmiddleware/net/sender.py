@@ -72,7 +72,7 @@ class Sender(Stream):
         if not self.reactor.is_here():
             return self._hand_over(wire)
         if self.outbox.is_busy:
-            self.interrupt(self.deliver, wire)
+            self.interrupt(self.try_send, wire)
             return True
         if self.outbox.size >= self.settings.send_queue_size and not self._make_room(wait=wait):
             return False
@@ -80,12 +80,12 @@ class Sender(Stream):
             raise ConnectionClosed(self.close_code, self.close_reason)
         return True
 
-    def deliver(self, wire: Wire) -> None:
+    def try_send(self, wire: Wire) -> None:
         """Queue one encoded message if the peer keeps up. Never blocks or raises."""
         if not self.is_open:
             return
         if self.outbox.is_busy:
-            self.interrupt(self.deliver, wire)
+            self.interrupt(self.try_send, wire)
             return
         if self.outbox.size >= self.settings.send_queue_size:
             try:
@@ -110,11 +110,11 @@ class Sender(Stream):
         self.metrics.messages_sent += 1
         if self.is_traced:
             self.trace_sent(wire)
-        self.hold_pending()
+        self.enqueue_pending()
         if not self.due:
             self.outbox.write(wire)
         else:
-            self.outbox.hold(wire)
+            self.outbox.enqueue(wire)
             if not self.is_flush_due:
                 self.flush_soon()
 
@@ -132,7 +132,7 @@ class Sender(Stream):
             if self.worker is None:
                 outbox.write(wire)
             else:
-                self.hold(wire)
+                self.enqueue(wire)
                 if self.worker.greenlet is not getcurrent():
                     # Its like comes from the callback that runs, not from whoever sends this.
                     outbox.flush()
@@ -140,10 +140,10 @@ class Sender(Stream):
             outbox.is_busy = was_busy
         return True
 
-    def hold(self, wire: Wire) -> None:
+    def enqueue(self, wire: Wire) -> None:
         """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
-        self.hold_pending()
-        self.outbox.hold(wire)
+        self.enqueue_pending()
+        self.outbox.enqueue(wire)
         self.flush_soon()
 
     def flush_soon(self) -> None:
@@ -154,7 +154,7 @@ class Sender(Stream):
 
     def _flush_due(self) -> None:
         self.is_flush_due = False
-        self.hold_pending()
+        self.enqueue_pending()
         self.outbox.flush()
 
     # -- from elsewhere -----------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Sender(Stream):
 
     def _call_behind_write(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
         while self.outbox.is_busy:  # who has interrupted it has blocked
-            self.reactor.pause()
+            self.reactor.wait_for_turn()
         function(*args)
 
     def _hand_over(self, wire: Wire) -> bool:
@@ -185,7 +185,7 @@ class Sender(Stream):
 
     def _take_over(self, wire: Wire, size: int, underway: Underway) -> None:
         underway.taken(size)
-        self.deliver(wire)
+        self.try_send(wire)
 
     def _take_missed(self, underway: Underway) -> None:
         self.overrun(underway.missed())
@@ -204,7 +204,7 @@ class Sender(Stream):
     def _make_room(self, *, wait: bool) -> bool:
         """See to it that the outbox is below its mark; `False` where the message is dropped."""
         outbox, mark = self.outbox, self.settings.send_queue_size
-        outbox.push()
+        outbox.retry()
         # By the reactor's time: while the loop is held up, nobody hears that the peer reads.
         deadline = self.reactor.now + self.settings.send_timeout
         while self.is_open and outbox.size >= mark:
@@ -217,7 +217,7 @@ class Sender(Stream):
             if left <= 0:
                 raise self._close_slow_consumer()
             if not outbox.wait_for_room(left):
-                outbox.push()
+                outbox.retry()
         if not self.is_open:
             raise ConnectionClosed(self.close_code, self.close_reason)
         return True

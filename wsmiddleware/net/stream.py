@@ -62,8 +62,8 @@ class Stream:
 
     __slots__ = (
         "_callbacks",
+        "_time_slice",
         "_timeout",
-        "_turn",
         "bytes_received",
         "bytes_written",
         "due",
@@ -98,7 +98,7 @@ class Stream:
         fd: int,
         max_size: int,
         mark: int,
-        turn: float,
+        time_slice: float,
         window_bits: int,
     ) -> None:
         self.reactor: Any = reactor
@@ -125,7 +125,7 @@ class Stream:
         self.is_ending = False
         #: The hub has been asked to send what shares a write.
         self.is_flush_due = False
-        self._turn = turn
+        self._time_slice = time_slice
         self._callbacks: tuple[Any, ...] | None = None
 
     # -- reading ------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class Stream:
             raise RuntimeError("serve() before serve_for()")
         member, listener, client, run, text_name, binary_name = self._callbacks
         due, reactor, encode = self.due, self.reactor, self.encode
-        ends = time.perf_counter() + self._turn
+        ends = time.perf_counter() + self._time_slice
         while due:
             message = due.pop()
             name = binary_name if type(message) is bytes else text_name
@@ -194,7 +194,7 @@ class Stream:
 
     # -- sending ------------------------------------------------------------------------------
 
-    def hold_pending(self) -> None:
+    def enqueue_pending(self) -> None:
         """Give the outbox the replies that were to share a write: it has them already."""
 
 
@@ -204,7 +204,7 @@ def deliver(members: Iterable[Any], prepared: PreparedMessage) -> None:
         connection = member.connection
         wire = prepared.wire(connection.window_bits)  # what cannot be sent is the caller's mistake
         try:
-            connection.deliver(wire)
+            connection.try_send(wire)
         except BaseException as exc:
             connection.broken(exc)  # no memory, for one: the others get theirs
             if not isinstance(exc, Exception):

@@ -296,8 +296,8 @@ class Engine:
         chunk = self._unmask(data, pos, stop)
         self.left -= stop - pos
         if self.left:
-            turn = (stop - pos) & 3
-            self._key = self._key[turn:] + self._key[:turn]
+            offset = (stop - pos) & 3
+            self._key = self._key[offset:] + self._key[:offset]
         whole = message.feed(chunk, is_last=message.is_final and not self.left)
         if whole is not None:
             self._set_idle()

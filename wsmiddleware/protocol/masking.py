@@ -23,9 +23,9 @@ def xor_mask(data: bytes | bytearray | memoryview, key: bytes) -> bytes:
     if len(data) < _TRANSLATE_SIZE:
         return _xor(data, key)
     mixed = bytearray(data)
-    for turn in range(4):
-        table = _xor(_EVERY_BYTE, key[turn : turn + 1] * 4)
-        mixed[turn::4] = mixed[turn::4].translate(table)
+    for index in range(4):
+        table = _xor(_EVERY_BYTE, key[index : index + 1] * 4)
+        mixed[index::4] = mixed[index::4].translate(table)
     return bytes(mixed)
 
 
