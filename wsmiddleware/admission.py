@@ -130,7 +130,7 @@ class Admission:
         scope = None if make is None else scope_for(make, record.environ)
         timer = None
         if scope is not None or channel.contract.joins_handshake:
-            # For nothing of the user's there is none to start: 4 % of a connect.
+            # Without code of the user no time-out is needed: saves 4 % of a connect.
             timer = gevent.Timeout.start_new(self._settings.request_timeout)
             self._registry.reactor.start_clock()  # it sees who holds the loop
             # As before a view: one that an earlier request has left may be dead by now.

@@ -53,7 +53,8 @@ class Registry:
         self._prefix = prefix
         # No redirects: a WebSocket client follows none.
         self._urls = Map(strict_slashes=False, merge_slashes=False, redirect_defaults=False)
-        #: The channels by their paths without parameters: 6 % of a connect less than by the map.
+        #: Channels by their path, where it has no parameters. Against the map: saves 6 % of a
+        #: connect.
         self._roots: dict[str, Channel] = {}
         self._reactor: Reactor | None = None
         # Handshakes whose 101 is on its way; they are not listed yet.
@@ -140,7 +141,7 @@ class Registry:
         channels = tuple(self.channels.values())
         return itertools.chain.from_iterable(channel.members() for channel in channels)
 
-    # Two calls, not a context manager made of a generator: 4 % of a connect.
+    # Two calls, no context manager: saves 4 % of a connect.
     def arrive(self) -> None:
         """Hold a place for a connection that is not listed yet, for to send a 101 may block."""
         self._arriving += 1

@@ -17,7 +17,7 @@ size_t make_header(unsigned char *header, int first, uint64_t size)
     return 2 + bytes;
 }
 
-/* The UTF-8 of a `str` as a buffer: of ASCII the string's own bytes, no copy. */
+/* The UTF-8 of a `str` as a buffer: the bytes that the string keeps, not a copy. */
 typedef struct {
     PyObject_HEAD
     PyObject *text;
@@ -58,8 +58,8 @@ PyObject *view_text(PyObject *text, const char *data, Py_ssize_t size)
     return view;
 }
 
-/* A frame in one piece; from LARGE on its header, and its payload without a copy. Without a header
- * `owner` is all of it. */
+/* The wire form of a frame: `bytes`; from LARGE on a tuple of its header and a view of its payload, which
+ * is not copied. Without a header it is `owner` itself. */
 PyObject *make_wire(const unsigned char *header, size_t header_size, PyObject *owner,
                     const char *payload, Py_ssize_t size)
 {
@@ -106,7 +106,7 @@ PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t count)
                      Py_TYPE(data)->tp_name);
         return NULL;
     }
-    PyObject *copy = PyBytes_FromObject(data); /* it may change before it has gone */
+    PyObject *copy = PyBytes_FromObject(data); /* its owner may change it before it was sent */
     if (!copy)
         return NULL;
     PyObject *wire = pack_payload(copy, PyBytes_AS_STRING(copy), PyBytes_GET_SIZE(copy));

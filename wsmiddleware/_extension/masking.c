@@ -1,10 +1,10 @@
-/* Masking: RFC 6455 section 5.3. The Python of it is protocol/masking.py. */
+/* Masking: RFC 6455 section 5.3. Its Python twin is protocol/masking.py. */
 #include "stream.h"
 
 #include <string.h>
 
-/* For vectors of 32 bytes where the processor has them, which the C library finds out: saves half of
- * the unmasking, and 8 % of an echo of 1 MiB. */
+/* A second clone of the function uses vectors of 32 bytes; the C library chooses it where the processor
+ * has them. Saves 8 % of 1 MiB, batch 1. */
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define WIDE __attribute__((target_clones("avx2", "default")))
 #else
@@ -33,8 +33,8 @@ WIDE static unsigned char mask(unsigned char *to, const unsigned char *from, siz
     return (seen & 0x8080808080808080u) != 0 ? 0x80 : 0;
 }
 
-/* Mask or unmask `size` bytes, of which the first one meets byte `offset` of the key. Gives 0x80 where
- * one of the results is not ASCII, else 0. */
+/* Mask or unmask `size` bytes; the first one is masked with byte `offset` of the key. Gives 0x80 where a
+ * result is not ASCII, else 0. `to` may be `from`. */
 unsigned char unmask(unsigned char *to, const unsigned char *from, size_t size,
                      const unsigned char *key, size_t offset)
 {

@@ -127,7 +127,7 @@ static int Stream_init(Stream *self, PyObject *args, PyObject *kwargs)
 PyDoc_STRVAR(serve_for_doc,
              "serve_for(member, listener, client, context, text_name, binary_name, timeout)\n\n"
              "Run these callbacks of the listener in that context; an empty name is no callback.\n"
-             "`timeout`, in seconds, is how long one may run.");
+             "Each may run for `timeout` seconds.");
 
 static PyObject *Stream_serve_for(Stream *self, PyObject *arguments)
 {
@@ -208,17 +208,17 @@ static void Stream_dealloc(Stream *self)
 PyDoc_STRVAR(serve_doc,
              "serve(worker)\n\n"
              "Take messages off the end of what is due, run the callback for each and send its\n"
-             "reply, until none is left or their turn is over. What only Python can answer goes to\n"
+             "reply, until none is left or the time slice is over. What only Python can answer goes to\n"
              "`answer` and `failed` of the member. May block; raises what those raise.");
 
 PyDoc_STRVAR(receive_doc,
-             "Receive once, without waiting, and have run what has come: a watcher's callback.\n"
-             "Messages go to the inbox, and the stream is ready; what else comes goes to the\n"
-             "connection.");
+             "Receive once, without waiting: a watcher's callback. Messages go to the inbox and a\n"
+             "worker is asked for; everything else goes to the connection's engine.");
 
-PyDoc_STRVAR(enqueue_pending_doc, "Give the outbox the replies that were to share a write.");
+PyDoc_STRVAR(enqueue_pending_doc, "Move the replies that share a write to the outbox, without a flush.");
 
-PyDoc_STRVAR(make_ready_doc, "Have a worker do what is to be done: soon, and once.");
+PyDoc_STRVAR(make_ready_doc,
+             "Ask for a worker that does what is to be done, unless one has been asked for.");
 
 static PyMethodDef stream_methods[] = {
     {"serve_for", (PyCFunction)Stream_serve_for, METH_VARARGS, serve_for_doc},
@@ -235,31 +235,32 @@ static PyMemberDef stream_members[] = {
     {"outbox", T_OBJECT_EX, offsetof(Stream, outbox), READONLY, "What waits to be sent."},
     {"metrics", T_OBJECT_EX, offsetof(Stream, metrics), READONLY, "What is counted."},
     {"inbox", T_OBJECT_EX, offsetof(Stream, inbox), READONLY, "Messages that wait for a worker."},
-    {"due", T_OBJECT_EX, offsetof(Stream, due), READONLY, "Those that one is at, in reverse."},
+    {"due", T_OBJECT_EX, offsetof(Stream, due), READONLY, "Messages that the worker is at, in reverse."},
     {"worker", T_OBJECT_EX, offsetof(Stream, worker), 0, "Who runs its callbacks now, or `None`."},
     {"bytes_received", T_ULONGLONG, offsetof(Stream, bytes_received), 0, "Bytes read."},
     {"bytes_written", T_ULONGLONG, offsetof(Stream, bytes_written), 0,
      "Bytes sent without the outbox."},
     {"last_received", T_DOUBLE, offsetof(Stream, last_received), 0,
-     "When something has come, in the reactor's time."},
+     "When bytes came last, in the reactor's time."},
     {"last_message", T_DOUBLE, offsetof(Stream, last_message), 0,
-     "When a message has come or gone."},
+     "When a message came or went last."},
     {"window_bits", T_INT, offsetof(Stream, window_bits), READONLY,
      "Window of the agreed compression; 0 without one."},
     {"is_engines", T_BOOL, offsetof(Stream, is_engines), 0,
-     "True while what comes is for the engine, in the middle of something."},
-    {"is_open", T_BOOL, offsetof(Stream, is_open), 0, "False once nothing may be sent any more."},
+     "True while the engine is in the middle of a message and gets all input."},
+    {"is_open", T_BOOL, offsetof(Stream, is_open), 0, "False once nothing may be sent."},
     {"is_paused", T_BOOL, offsetof(Stream, is_paused), 0,
-     "True while input is left where it is."},
-    {"is_ending", T_BOOL, offsetof(Stream, is_ending), 0, "True once the peer's last has come."},
+     "True while reading has paused."},
+    {"is_ending", T_BOOL, offsetof(Stream, is_ending), 0,
+     "True once the peer's close frame, or a violation, has come."},
     {"is_flush_due", T_BOOL, offsetof(Stream, is_flush_due), 0,
-     "True while the hub is to send what shares a write."},
+     "True while the hub has been asked to flush."},
     {NULL, 0, 0, 0, NULL},
 };
 
 PyTypeObject stream_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "wsmiddleware._speedups.Stream",
-    .tp_doc = "One connection's everyday; see net/stream.py.",
+    .tp_doc = "One connection: reading, serving and sending everyday messages. See net/stream.py.",
     .tp_basicsize = sizeof(Stream),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
     .tp_new = PyType_GenericNew,

@@ -11,7 +11,8 @@ _Thread_local unsigned char buffer[BUFFER_SIZE + LARGE];
 
 typedef enum { WHOLE, CUT, OTHER } Look;
 
-/* What starts here: a frame that is ours, one that may become it, or something for the engine. */
+/* Tell what starts at `data`: a whole frame that is read here, the beginning of one, or something for
+ * the engine. */
 static Look look(const Stream *self, const unsigned char *data, size_t size, size_t *header,
                  size_t *length)
 {
@@ -39,8 +40,8 @@ static Look look(const Stream *self, const unsigned char *data, size_t size, siz
     return size < *header || size - *header < *length ? CUT : WHOLE;
 }
 
-/* The message of a whole frame that is compressed; of the bytes that are `left` for such it takes its
- * own. Runs Python, and zlib lets other threads run. */
+/* The message of a whole compressed frame. Its size is subtracted from `left`, the limit for this read.
+ * Runs Python code, and zlib lets other threads run. */
 static PyObject *inflate(const Stream *self, const unsigned char *frame, size_t header, size_t length,
                          Py_ssize_t *left)
 {
@@ -60,13 +61,13 @@ static PyObject *inflate(const Stream *self, const unsigned char *frame, size_t 
     return message;
 }
 
-/* The message of a whole frame, unmasked where it lies; NULL with UnicodeDecodeError. */
+/* The message of a whole frame; NULL with UnicodeDecodeError. May unmask the payload in place. */
 static PyObject *make_message(unsigned char *frame, size_t header, size_t length)
 {
     unsigned char *payload = frame + header, *key = payload - 4;
     if (frame[0] == TEXT) {
         PyObject *text = PyUnicode_New(length, 127);
-        /* Where it stays, if it is ASCII: a tenth of an echo of 64 KiB. */
+        /* ASCII is unmasked right into the `str`, without a copy: saves 10 % of 64 KiB, batch 1. */
         if (!text || !length || !unmask(PyUnicode_1BYTE_DATA(text), payload, length, key, 0))
             return text;
         Py_DECREF(text);
@@ -93,8 +94,9 @@ static size_t capacity(const Stream *self)
                                    : PyBytes_GET_SIZE(self->message);
 }
 
-/* Space grows with what has come, never with what a header promises. To sixteen times that: what
- * is not touched costs no memory, and each copy to a larger one a tenth of an echo of 1 MiB. */
+/* Memory grows with the bytes that came, not with the length that a header promises: to sixteen times
+ * as many, as pages that are not touched cost nothing. One copy to a larger block less saves 10 % of
+ * 1 MiB, batch 1. */
 static int grow(Stream *self)
 {
     size_t size = self->done > self->length / 16 ? self->length : 16 * self->done;
@@ -111,7 +113,7 @@ static int grow(Stream *self)
     return self->message ? 0 : -1;
 }
 
-/* What has come of the frame, as it came: for the engine. */
+/* The bytes of the incomplete frame, masked again as they came: for the engine. */
 static PyObject *give_back(Stream *self)
 {
     PyObject *raw = PyBytes_FromStringAndSize(NULL, self->header_size + self->done);
@@ -196,7 +198,8 @@ static int keep(Stream *self, const unsigned char *data, size_t size)
     return 0;
 }
 
-/* With an exception that tells of a frame: what is wrong with that the engine finds out. */
+/* True where the current exception says that the frame is invalid. Clears it: the engine gets the frame
+ * and finds out what is wrong. */
 static int is_for_engine(unsigned char *frame, size_t header, size_t length)
 {
     int is_compressed = frame[0] & COMPRESSED;
@@ -224,7 +227,7 @@ static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *mes
             frames = MAX_FRAMES;
         if (found == WHOLE && frames < MAX_FRAMES) {
             if (is_compressed && data == buffer) {
-                /* Others may run meanwhile, and the buffer is everybody's. */
+                /* Inflating lets other threads run, and the buffer is shared. */
                 PyObject *copy = PyBytes_FromStringAndSize((char *)data + pos, size - pos);
                 unsigned char *copied = copy ? (unsigned char *)PyBytes_AS_STRING(copy) : NULL;
                 Found result = copy ? parse(self, copied, size - pos, messages, rest) : FAILED;
@@ -245,7 +248,7 @@ static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *mes
             self->is_slice_over = 1;
         } else if (found == CUT && (size - pos < header ||
                                     (data[pos] != TEXT && header + length <= LARGE))) {
-            /* Not text: of that every byte is looked at as it comes, which start_large does. */
+            /* Not text: start_large checks each byte of that as it comes. */
             return keep(self, data + pos, size - pos) < 0 ? FAILED : SOMETHING;
         } else if (found == CUT) {
             int is_wide = start_large(self, data + pos, size - pos, header, length);
@@ -258,7 +261,8 @@ static Found parse(Stream *self, unsigned char *data, size_t size, PyObject *mes
     return SOMETHING;
 }
 
-/* Receive once, without waiting: more `messages`, and in `rest` what is for the engine behind them. */
+/* Receive once, without waiting. Appends to `messages`; sets `rest` to the bytes behind them that are
+ * for the engine, if there are any. */
 Found read_some(Stream *self, PyObject *messages, PyObject **rest)
 {
     if (self->message)

@@ -34,12 +34,13 @@ void PyErr_SetRaisedException(PyObject *exception)
 }
 #endif
 
-/* Tell the connection of an exception of ours: there was no memory, and its place is lost. */
+/* Call `method` (`lost` or `broken`) with the exception that is set, or with None. Raises Ctrl-C only,
+ * and what `method` raises. */
 int tell(Stream *self, PyObject *method)
 {
     PyObject *exception = PyErr_GetRaisedException();
     int result = call((PyObject *)self, method, exception ? exception : Py_None);
-    /* Ctrl-C belongs to the main greenlet, whatever it has found us at. */
+    /* Ctrl-C belongs to the main greenlet. */
     if (result == 0 && exception && !PyErr_GivenExceptionMatches(exception, PyExc_Exception)) {
         PyErr_SetRaisedException(exception);
         return -1;
@@ -48,7 +49,7 @@ int tell(Stream *self, PyObject *method)
     return result;
 }
 
-/* How many bytes went: 0 on an error, which the outbox will meet again. */
+/* Send and give the number of bytes sent: 0 on an error, which the outbox will meet again. */
 static size_t send_bytes(Stream *self, const void *data, size_t size)
 {
     ssize_t sent = send(self->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -58,7 +59,7 @@ static size_t send_bytes(Stream *self, const void *data, size_t size)
     return sent;
 }
 
-/* The same for header and payload: small ones as one piece, large ones by one system call. */
+/* The same for header and payload: small ones are copied together, large ones go by `sendmsg`. */
 static size_t send_frame(Stream *self, const unsigned char *header, size_t header_size,
                          const char *payload, size_t size)
 {
@@ -76,7 +77,7 @@ static size_t send_frame(Stream *self, const unsigned char *header, size_t heade
     return sent;
 }
 
-/* What of a frame has not gone. To make it may run others' code, and that may send. */
+/* The part of a frame that was not sent. May run other Python code, and that may send. */
 static PyObject *make_rest(const unsigned char *header, size_t header_size, size_t sent,
                            PyObject *owner, const char *payload, size_t size)
 {
@@ -89,8 +90,9 @@ static PyObject *make_rest(const unsigned char *header, size_t header_size, size
     return rest;
 }
 
-/* Give the outbox what of a frame has not gone: `rest`, which is stolen. If something has, `is_busy`
- * was set before `rest` was made, so that nobody's frame comes in between. */
+/* Give the outbox `rest`, the part of a frame that was not sent; steals the reference. Where a part of
+ * the frame was sent, the caller has called `set_busy` before it made `rest`, so that no other frame
+ * comes in between. */
 static int write_rest(PyObject *outbox, PyObject *rest)
 {
     int result = rest ? call(outbox, names.write, rest) : -1;
@@ -115,8 +117,8 @@ static Py_ssize_t get_waiting(PyObject *outbox)
     return size ? PyLong_AsSsize_t(size) : -1;
 }
 
-/* Room for pending replies, up to 128 KiB, kept for whoever comes next: a tenth of sixteen echoes
- * of 1 KiB. */
+/* A block for pending replies, up to 128 KiB, kept for the next stream that needs one: saves 10 % of
+ * 1 KiB, batch 16. */
 static unsigned char *spare;
 static size_t spare_room;
 
@@ -132,7 +134,7 @@ static void drop_pending(Stream *self)
     self->pending_size = self->pending_room = 0;
 }
 
-/* Send the pending replies behind what waits; the outbox gets what the socket does not take. */
+/* Send the pending replies after what waits in the outbox, which gets what the socket does not take. */
 int flush_pending(Stream *self)
 {
     Py_ssize_t waiting = get_waiting(self->outbox);
@@ -166,7 +168,7 @@ PyObject *Stream_enqueue_pending(Stream *self, PyObject *ignored)
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* One more reply, where it fits: 0. */
+/* Append a frame to the pending replies: 0, or -1 without memory. */
 static int append_pending(Stream *self, const unsigned char *header, size_t header_size,
                           const char *payload, size_t size)
 {
@@ -190,8 +192,8 @@ static int append_pending(Stream *self, const unsigned char *header, size_t head
     return 0;
 }
 
-/* Send a frame behind what waits, the last of a turn at once: 0, or -1 with an exception. Its payload
- * lies in `owner`. */
+/* Send a frame after what waits; the last reply (`is_last`) goes at once, others may share its write.
+ * `owner` is the object that has the payload. Gives 0, or -1 with an exception. */
 static int send_behind(Stream *self, const unsigned char *header, size_t header_size,
                        PyObject *owner, const char *payload, size_t size, Py_ssize_t waiting,
                        int is_last)
@@ -202,7 +204,7 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
     if (self->pending) {
         if (flush_pending(self) < 0 || (waiting = get_waiting(self->outbox)) < 0)
             return -1;
-        if (!self->is_open) /* that found the connection broken: the descriptor may be another's */
+        if (!self->is_open) /* the flush has ended it: the descriptor may be another's */
             return call((PyObject *)self, names.reply_lost, NULL);
     }
     if (is_last && !waiting) {
@@ -220,7 +222,7 @@ static int send_behind(Stream *self, const unsigned char *header, size_t header_
     return result;
 }
 
-/* The bytes of a `str` or of `bytes`, which keep them; NULL with an exception. */
+/* The bytes of a `str` (as UTF-8) or `bytes`; `owner` keeps them. NULL with an exception. */
 static const char *get_payload(PyObject *owner, Py_ssize_t *size)
 {
     char *payload = NULL;
@@ -230,14 +232,14 @@ static const char *get_payload(PyObject *owner, Py_ssize_t *size)
     return payload;
 }
 
-/* Send the frame with that payload, or that frame: results as of `answer`. */
+/* Send `owner` as the payload of a frame, or as a frame (`is_frame`). Results as those of `answer`. */
 static int send_payload(Stream *self, PyObject *owner, int is_frame, int is_last)
 {
     Py_ssize_t size, waiting;
     const char *payload = get_payload(owner, &size);
     if (!payload || (waiting = get_waiting(self->outbox)) < 0)
         return -1;
-    /* Only now: whatever the collector has finalized meanwhile may have sent, or closed. */
+    /* Not before: a finalizer that the collector has run meanwhile may have closed. */
     if (!self->is_open)
         return call((PyObject *)self, names.reply_lost, NULL);
     if (waiting >= self->mark)
@@ -250,11 +252,11 @@ static int send_payload(Stream *self, PyObject *owner, int is_frame, int is_last
     return send_behind(self, header, header_size, owner, payload, size, waiting, is_last);
 }
 
-/* Send a `str` or `bytes`: 0. 1 when it is for Python to send (there is no room for it, or the socket
- * is not ours to write), -1 with an exception. */
+/* Send a `str` or `bytes`. Gives 0; 1 when Python must send it (the outbox is past its mark, or C may not
+ * write the socket); -1 with an exception. */
 int answer(Stream *self, PyObject *reply, int is_last)
 {
-    if (!self->is_open) /* nobody is there any more */
+    if (!self->is_open) /* closed: nobody gets it */
         return call((PyObject *)self, names.reply_lost, NULL);
     if (self->fd < 0)
         return 1;
@@ -271,7 +273,7 @@ int answer(Stream *self, PyObject *reply, int is_last)
 
 /* -- broadcasts -------------------------------------------------------------------------------- */
 
-/* The form of a message that `self` takes, borrowed; `wires` keeps those that have been made. */
+/* The wire form of a message for `self`, borrowed. `wires` keeps the forms, by window bits. */
 static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wires)
 {
     PyObject **wire = wires + self->window_bits;
@@ -279,7 +281,7 @@ static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wir
         PyObject *bits = PyLong_FromLong(self->window_bits);
         *wire = bits ? PyObject_CallMethodOneArg(prepared, names.wire, bits) : NULL;
         if (bits && !*wire && PyErr_ExceptionMatches(PyExc_MemoryError)) {
-            PyErr_Clear(); /* all that take this form would go without it */
+            PyErr_Clear(); /* once more: all clients of this form need it */
             *wire = PyObject_CallMethodOneArg(prepared, names.wire, bits);
         }
         Py_XDECREF(bits);
@@ -291,7 +293,7 @@ static PyObject *get_form(const Stream *self, PyObject *prepared, PyObject **wir
     return *wire;
 }
 
-/* Send that to a connection: here, where it has nothing else to send, else by its own `try_send`. */
+/* Send `wire` to one connection: right here where nothing waits, else by its `try_send`. */
 static int deliver_by(Stream *self, PyObject *wire)
 {
     if (!self->is_open)
@@ -324,7 +326,7 @@ static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
         return -1;
     }
     Stream *self = (Stream *)Py_NewRef(connection);
-    /* First, for it may run Python: whatever that does, what we then see holds. */
+    /* First, because it may run Python code that changes what is read below. */
     PyObject *wire = get_form(self, prepared, wires);
     int result = wire ? deliver_by(self, wire) : -1;
     if (wire && result < 0)
@@ -333,7 +335,7 @@ static int deliver_to(PyObject *member, PyObject *prepared, PyObject **wires)
     return result;
 }
 
-/* Have the processor fetch what is not in its caches. */
+/* Ask the processor to load this memory into its caches. */
 static void fetch(const void *from, size_t size)
 {
     for (size_t i = 0; i < size; i += 64)
@@ -347,8 +349,8 @@ static Stream *peek_stream(PyObject *members, Py_ssize_t i)
     return (Stream *)peek_slot(&slots.connection, PyList_GET_ITEM(members, i));
 }
 
-/* Of thousands of members nothing is in the caches when their turn comes. It is fetched while the
- * system sends to those before them: a fifteenth of a delivery to 5,000. */
+/* Prefetch the next two members while the system sends to this one, as thousands of them fit no cache:
+ * saves 7 % of a broadcast to 5,000. */
 static void fetch_ahead(PyObject *members, Py_ssize_t i)
 {
     Stream *stream = peek_stream(members, i + 2);

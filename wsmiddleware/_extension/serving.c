@@ -1,4 +1,4 @@
-/* From messages through the listener to replies: an ordinary day of a connection. */
+/* From messages through the listener's callbacks to replies. */
 #include "stream.h"
 
 #include <time.h>
@@ -10,7 +10,7 @@ double now(void)
     return time.tv_sec + time.tv_nsec / 1e9;
 }
 
-/* From now on the callback that runs in `worker` has so much time, in seconds. */
+/* Let the callback that runs in `worker` have `timeout` seconds from now. */
 static int set_deadline(const Stream *self, PyObject *worker, double timeout)
 {
     PyObject *ends = PyFloat_FromDouble(self->reactor->now + timeout);
@@ -19,8 +19,9 @@ static int set_deadline(const Stream *self, PyObject *worker, double timeout)
     return result;
 }
 
-/* What is Python's to answer: an exception, where one is set, else `reply`, which is no `str` or
- * `bytes` or has no room. Outside of the callbacks' context: both may call one. */
+/* Let Python handle what is not everyday: the exception that is set, or else a `reply` that is no `str`
+ * or `bytes`, or that the outbox has no room for. Leaves the callbacks' context first, because both
+ * methods may run a callback, which enters it. */
 static int hand_to_member(Stream *self, PyObject *reply, PyObject *worker, PyObject *name)
 {
     PyObject *exception = PyErr_GetRaisedException(), *result = NULL;
@@ -30,7 +31,7 @@ static int hand_to_member(Stream *self, PyObject *reply, PyObject *worker, PyObj
     int is_done = result && set_deadline(self, worker, self->timeout) == 0;
     Py_XDECREF(result);
     Py_XDECREF(exception);
-    /* Again inside, whatever has happened: the caller leaves it. */
+    /* Enter the context again, whatever has happened: the caller leaves it. */
     exception = PyErr_GetRaisedException();
     if (PyContext_Enter(self->context) < 0)
         is_done = 0;
@@ -47,7 +48,7 @@ static int serve_one(Stream *self, PyObject *message, PyObject *worker)
         return 0;
     PyObject *arguments[] = {self->listener, self->client, message};
     PyObject *reply = PyObject_VectorcallMethod(name, arguments, 3, NULL);
-    int is_last = !PyList_GET_SIZE(self->due); /* closing drops what is left */
+    int is_last = !PyList_GET_SIZE(self->due); /* asked after the callback: closing empties `due` */
     int is_plain = reply && (PyUnicode_CheckExact(reply) || PyBytes_CheckExact(reply));
     int result = !reply ? -1 : reply == Py_None ? 0 : is_plain ? answer(self, reply, is_last) : 1;
     if (result != 0)
@@ -56,13 +57,13 @@ static int serve_one(Stream *self, PyObject *message, PyObject *worker)
     return result;
 }
 
-/* As `Worker.is_alone`, with the references that there were before the callback. */
+/* As `Worker.is_alone`; `references` were counted before the callback. */
 static int is_alone(PyObject *worker, PyObject *greenlet, Py_ssize_t references)
 {
     return Py_REFCNT(greenlet) <= references && peek_slot(&slots.is_fresh, worker) == Py_True;
 }
 
-/* Take messages off the end of what is due, until none is left or their turn is over. */
+/* Take messages off the end of `due`, until none is left or the time slice is over. */
 static int serve(Stream *self, PyObject *worker)
 {
     PyObject *due = self->due, *links = Py_XNewRef(get_slot(&slots.links, worker));
@@ -84,10 +85,10 @@ static int serve(Stream *self, PyObject *worker)
         /* The next callback may block, and so may what follows. */
         if (result == 0 && PyList_GET_SIZE(due) && self->pending && !self->is_flush_due)
             result = call((PyObject *)self, names.flush_soon, NULL);
-        /* Nothing of a callback's greenlet-locals is there for the next one. */
+        /* No callback finds greenlet-locals of the one before. */
         if (result == 0 && (PyDict_GET_SIZE(locals) || PyList_GET_SIZE(links)))
             result = call(worker, names.forget, NULL) < 0 ? -1 : set_deadline(self, worker, self->timeout);
-        rest = PyList_GET_SIZE(due); /* only now: a finalizer may have closed the connection */
+        rest = PyList_GET_SIZE(due); /* not before: a finalizer may have closed the connection */
         if (rest && (now() > ends || !is_alone(worker, greenlet, references)))
             break;
     }
@@ -113,13 +114,13 @@ PyObject *Stream_serve(Stream *self, PyObject *worker)
     return serve(self, worker) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* True when what is to be done is for `Connection.work`: it is paused, or at its end. */
+/* True when only `Connection.work` knows what to do: reading has paused, or the end has begun. */
 static int is_special(const Stream *self)
 {
     return !self->is_open || self->is_paused || self->is_ending;
 }
 
-/* What has come is due now, the first of it last. */
+/* Move all messages of the inbox to `due`, in reverse order. */
 static int make_due(Stream *self)
 {
     Py_ssize_t count = PyList_GET_SIZE(self->inbox);
@@ -130,15 +131,15 @@ static int make_due(Stream *self)
     return PyList_SetSlice(self->inbox, 0, count, NULL);
 }
 
-/* `Connection.work` on an ordinary day: 0 when there is nothing left to do, 1 when there is; 2 when the
- * turn of what is left is over. */
+/* The everyday part of `Connection.work`. Gives 0 when nothing is left to do, 1 when something is for
+ * `Connection.work`, 2 when messages are left because the time slice is over, -1 with an exception. */
 static int work(Stream *self, PyObject *worker)
 {
     if (!self->member || self->worker != Py_None || PyList_GET_SIZE(self->due) || is_special(self))
         return 1;
     Py_SETREF(self->worker, Py_NewRef(worker));
     int result = make_due(self) < 0 ? -1 : serve(self, worker);
-    /* What callbacks have queued does not wait for those of other connections. */
+    /* Sent now: it must not wait for callbacks of other connections. */
     if (result == 0 && !PyList_GET_SIZE(self->due))
         result = flush_outbox(self);
     self->last_message = self->reactor->now; /* `worked`: from now on the peer may be idle */
@@ -150,7 +151,7 @@ static int work(Stream *self, PyObject *worker)
     return result;
 }
 
-/* Have the pool run what is ready, once. */
+/* Ask the pool to run `Ready_run_ready`, unless it has been asked. */
 static int submit(Ready *self)
 {
     if (self->is_submitted)
@@ -166,7 +167,7 @@ static int submit(Ready *self)
     return result;
 }
 
-/* See to it that a worker does what is to be done. */
+/* Append the stream to those that wait for a worker, unless it is there already. */
 static int make_ready(Stream *self)
 {
     if (self->is_ready)
@@ -182,7 +183,7 @@ static int make_ready(Stream *self)
     return submit(ready);
 }
 
-/* Ctrl-C, in a callback: it belongs to the main greenlet, and the connection is as good as ever. */
+/* Ctrl-C in a callback: passed on to the main greenlet. The connection itself is not broken. */
 static int let_through(Stream *self)
 {
     PyObject *exception = PyErr_GetRaisedException();
@@ -192,7 +193,8 @@ static int let_through(Stream *self)
     return -1;
 }
 
-/* What is to be done for a stream that was ready. */
+/* Do what is to be done for a stream that was ready: here, and in `Connection.work` where that is
+ * needed. */
 static int run(Stream *self, PyObject *worker)
 {
     int result = work(self, worker);
@@ -206,7 +208,7 @@ static int run(Stream *self, PyObject *worker)
     return done ? 0 : -1;
 }
 
-/* The one that has waited longest, or NULL. */
+/* Remove and give the stream that has waited longest, or NULL. The caller owns the reference. */
 Stream *take_first(Ready *self)
 {
     Stream *first = self->first;
@@ -220,7 +222,7 @@ Stream *take_first(Ready *self)
     return first;
 }
 
-/* One stream behind the other; should one block, another worker goes on with those behind it. */
+/* Run all streams that are ready, one after the other. */
 PyObject *Ready_run_ready(Ready *self, PyObject *worker)
 {
     self->is_submitted = 0;
@@ -229,7 +231,7 @@ PyObject *Ready_run_ready(Ready *self, PyObject *worker)
     int result = !greenlet || get_slot(&slots.is_fresh, worker) == NULL ? -1 : 0;
     Stream *stream;
     while (result == 0 && (stream = take_first(self))) {
-        /* Before it runs: should it block, another worker goes on with those behind it. */
+        /* Asked before this one runs: should it block, another worker goes on with the rest. */
         if (self->first)
             result = submit(self);
         if (run(stream, worker) < 0)
@@ -260,7 +262,8 @@ PyObject *Stream_make_ready(Stream *self, PyObject *ignored)
     return make_ready(self) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* Messages from the `before`th of the inbox on have come, and behind them what is for the engine. */
+/* Have run what a read has brought: the messages from index `before` of the inbox on, and behind them
+ * `rest`, the bytes for the engine (or NULL). */
 static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
 {
     PyObject *inbox = self->inbox;
@@ -283,7 +286,7 @@ static int take_in(Stream *self, Py_ssize_t before, PyObject *rest)
     return done ? 0 : -1;
 }
 
-/* The stream has ended, or it broke: by the other side or the system, or by us. */
+/* The stream has ended or broken: `lost` where the peer or the system did it, `broken` where we did. */
 static int lose(Stream *self)
 {
     int is_theirs = !PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_OSError);
@@ -303,7 +306,7 @@ PyObject *Stream_receive(Stream *self, PyObject *ignored)
         if (found == FAILED || found == END)
             result = lose(self);
         else if (found == SOMETHING && (result = take_in(self, before, rest)) < 0)
-            result = tell(self, names.broken); /* raised, gevent would look at the socket no more */
+            result = tell(self, names.broken); /* not raised: gevent would stop the watcher */
         Py_XDECREF(rest);
     }
     return result < 0 ? NULL : Py_NewRef(Py_None);

@@ -1,4 +1,4 @@
-/* Attributes of Python's objects that lie in slots. */
+/* Attributes of Python objects whose class has them in `__slots__`. */
 #include "stream.h"
 
 #include <structmember.h>
@@ -23,7 +23,7 @@ static int find(Slot *slot, PyTypeObject *type)
     return is_slot ? 0 : -1;
 }
 
-/* Where the value of an object's slot stands; NULL with an exception where the object has no such. */
+/* The address of an object's slot; NULL with an exception where its class has no such slot. */
 static PyObject **place(Slot *slot, PyObject *object)
 {
     if (!Py_IS_TYPE(object, slot->type) && find(slot, Py_TYPE(object)) < 0)
@@ -31,7 +31,7 @@ static PyObject **place(Slot *slot, PyObject *object)
     return (PyObject **)((char *)object + slot->offset);
 }
 
-/* Borrowed; NULL with an exception where there is no such slot, or nothing in it. */
+/* The value, borrowed; NULL with an exception where there is no such slot, or it is not set. */
 PyObject *get_slot(Slot *slot, PyObject *object)
 {
     PyObject **at = place(slot, object);
@@ -40,7 +40,8 @@ PyObject *get_slot(Slot *slot, PyObject *object)
     return at ? *at : NULL;
 }
 
-/* Borrowed; NULL where there is nothing, or no such slot: raises nothing. */
+/* The same, but only where the class is the one asked last: else, or where it is not set, NULL without
+ * an exception. */
 PyObject *peek_slot(const Slot *slot, PyObject *object)
 {
     return Py_IS_TYPE(object, slot->type) ? *(PyObject **)((char *)object + slot->offset) : NULL;

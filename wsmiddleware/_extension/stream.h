@@ -1,5 +1,5 @@
-/* The way of an everyday message in C: from the socket to `str` or `bytes`, through the listener's
- * callback, and from there to the bytes of a frame. net/stream.py is the same in Python, name by name;
+/* An everyday message in C: read from the socket, handed to the listener's callback as `str` or
+ * `bytes`, and its reply sent as a frame. net/stream.py is the same in Python, name by name;
  * `Connection` derives from either. Imported by speedups.py only.
  *
  * The law of WebSocket frames stays in protocol/engine.py. What is read here are whole text and
@@ -9,7 +9,8 @@
  * them: it alone answers, refuses or waits. In the same way `work` in serving.c does the everyday part
  * of `Connection.work` and leaves the rest to it.
  *
- * The GIL is held, but while zlib works: no call here blocks, and all share one receive buffer.
+ * All of it runs with the GIL, except zlib. No call here blocks, and all streams of a thread share one
+ * receive buffer.
  */
 #ifndef WSMIDDLEWARE_STREAM_H
 #define WSMIDDLEWARE_STREAM_H
@@ -19,16 +20,16 @@
 #include <stdint.h>
 
 enum {
-    BUFFER_SIZE = 1 << 19,  /* several messages of 64 KiB: half of it costs them an eighth more */
+    BUFFER_SIZE = 1 << 19,  /* against half of it: saves 11 % of 64 KiB, batch 16 */
     LARGE = 1 << 14,        /* from here on a frame is not copied where that can be avoided */
-    MAX_PENDING = 1 << 16,  /* replies of one turn that share a write */
-    MAX_FRAMES = 256,       /* of one read: then others get their turn */
-    MIN_INFLATING = 4,      /* of these frames, however long they take */
-    MAX_INFLATING = 100,    /* µs of one read: few bytes may be much work, whatever comes out */
-    MAX_INFLATED = 1 << 16, /* bytes of one read: more is the engine's, which knows when to pause */
-    MAX_DEFLATED = MAX_INFLATED / 8, /* of one message: few get that much shorter */
+    MAX_PENDING = 1 << 16,  /* bytes of replies that share a write */
+    MAX_FRAMES = 256,       /* of one read: then other connections are served */
+    MIN_INFLATING = 4,      /* compressed frames of one read, however long they take */
+    MAX_INFLATING = 100,    /* µs of one read: few compressed bytes may be much work */
+    MAX_INFLATED = 1 << 16, /* bytes of one read: the engine takes more, it knows when to pause */
+    MAX_DEFLATED = MAX_INFLATED / 8, /* bytes of one message: few shrink to an eighth */
     MAX_HEADER = 14,
-    FORMS = 16,             /* of a message: a window has up to 15 bits, RFC 7692 section 7.1.2.1 */
+    FORMS = 16,             /* of a message, one for each window: RFC 7692 section 7.1.2.1 */
     TEXT = 0x81,            /* FIN and the opcode, RFC 6455 section 5.2 */
     BINARY = 0x82,
     COMPRESSED = 0x40,      /* RSV1, RFC 7692 section 6 */
@@ -37,7 +38,7 @@ enum {
 /* What a read has brought. */
 typedef enum { FAILED = -1, NOTHING, SOMETHING, END } Found;
 
-/* What is counted here, for whoever reads it: the base of metrics.Metrics. */
+/* The counters that C increments: the base of metrics.Metrics. */
 typedef struct {
     PyObject_HEAD
     unsigned long long messages_received, messages_sent;
@@ -45,8 +46,8 @@ typedef struct {
 
 typedef struct Stream Stream;
 
-/* The streams that wait for a worker, in a chain that holds each of them, the pool that has workers,
- * and the time: the base of net/reactor.py's Reactor. */
+/* The time, the pool of workers, and the streams that wait for one, as a linked list that owns a
+ * reference to each. The base of net/reactor.py's Reactor. */
 typedef struct {
     PyObject_HEAD
     double now;
@@ -57,36 +58,36 @@ typedef struct {
 
 struct Stream {
     PyObject_HEAD
-    /* What a broadcast looks at, in the first 128 bytes: `fetch_ahead`. */
+    /* A broadcast reads the first 128 bytes only; `fetch_ahead` prefetches them. */
     int fd;            /* -1 where Python alone reads and writes: TLS, a trace, a rate, a client */
-    char is_open;      /* false once nothing may be sent any more */
-    char is_engines;   /* the engine is in the middle of something: what comes is for it */
-    char is_slice_over; /* what was left of the last read is for the next turn of the loop */
-    char is_paused;    /* input is left where it is for the moment */
-    char is_ending;    /* the peer's last has come */
-    char is_ready;     /* waits for a worker, and `next` behind it */
-    char is_flush_due; /* the hub has been asked to send what shares a write */
+    char is_open;      /* false once nothing may be sent */
+    char is_engines;   /* the engine is in the middle of a message: it gets all input */
+    char is_slice_over; /* the rest of the last read waits for the next turn of the loop */
+    char is_paused;    /* reading has paused */
+    char is_ending;    /* the peer's close frame, or a violation, has come */
+    char is_ready;     /* waits for a worker; `next` is the stream behind it */
+    char is_flush_due; /* the hub has been asked to flush */
     int window_bits;   /* of the agreed compression, 0 without one */
-    /* Replies that share a write: frames, while nothing waits in the outbox. */
+    /* Frames of replies that will share a write. Only while the outbox is empty. */
     unsigned char *pending;
     PyObject *outbox;
     Ready *reactor;
     unsigned long long bytes_received, bytes_written;
-    double last_received, last_message; /* when something has come, a message come or gone */
+    double last_received, last_message; /* when bytes came; when a message came or went */
     size_t pending_size, pending_room;
     Py_ssize_t max_size, mark;
     double time_slice, timeout;
-    /* What has come, what of it is due (in reverse), and who runs the callbacks now. */
+    /* Messages that wait for a worker; those that it is at, in reverse; the worker itself. */
     PyObject *inbox, *due, *worker;
     Stream *next;
     Counts *metrics;
     /* From `serve_for` to `stop`. */
     PyObject *member, *listener, *client, *context, *text_name, *binary_name;
-    /* A header, or a small frame, that is not complete: its bytes as they came. */
+    /* The bytes of a header or small frame that is not complete, as they came. */
     unsigned char *kept;
     size_t kept_size;
-    /* Text, or a large one: its header, and its message as far as it has come: unmasked, ASCII if
-     * text. */
+    /* A text frame or large frame that is not complete: its header, and its payload so far, unmasked.
+     * Text stays here only while it is ASCII. */
     PyObject *message;
     unsigned char header[MAX_HEADER];
     size_t header_size, length, done;
@@ -94,7 +95,7 @@ struct Stream {
 
 #pragma GCC visibility push(hidden)
 
-/* What is asked for by name. */
+/* Attributes and methods of Python objects that C uses by name. */
 #define FOR_EACH_NAME(X) \
     X(answer, "answer") \
     X(broken, "broken") \
@@ -120,11 +121,11 @@ struct Stream {
 typedef struct { FOR_EACH_NAME(DECLARE) } Names;
 extern Names names;
 
-/* What Python keeps in a slot of a class (`__slots__`), taken from where it lies: by name it is 30 ns
- * each time, and an echo needs a dozen, 5 % of it. */
+/* An attribute that a class has in its `__slots__`, read and written at its offset. Against a look-up
+ * by name: saves 5 % of 32 B, batch 1. */
 typedef struct {
     const char *name;
-    PyTypeObject *type; /* of the last object that was asked, and where the slot lies in it */
+    PyTypeObject *type; /* of the last object that was asked; `offset` is the slot's place in it */
     Py_ssize_t offset;
 } Slot;
 
@@ -142,8 +143,8 @@ typedef struct { FOR_EACH_SLOT(DECLARE_SLOT) } Slots;
 extern Slots slots;
 
 extern _Thread_local unsigned char buffer[BUFFER_SIZE + LARGE];
-/* What protocol/deflate.py gives by `use_deflate`: how a message is inflated, and from how many bytes
- * on one is deflated. */
+/* Set by `use_deflate`, for protocol/deflate.py: the function that inflates a message, and the size in
+ * bytes from which on a message is deflated. */
 extern PyObject *decompress;
 extern Py_ssize_t min_compress_size;
 extern PyTypeObject counts_type, ready_type, stream_type, utf8_type;

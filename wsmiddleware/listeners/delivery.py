@@ -1,7 +1,7 @@
 """The local end of a broadcast: one message to many clients, a slice of them at a time.
 
-A small broadcast is a loop. A big one lets other greenlets run between its slices; those that come
-meanwhile queue up behind it, so no client sees two of them in another order than a second one does.
+A small broadcast is sent at once. A big one lets other greenlets run between its slices. Broadcasts
+that come meanwhile wait in a queue, so all clients get them in the same order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Deliveries"]
 
-#: Clients that a broadcast reaches before the loop gets its turn: 2 to 3 ms.
+#: Clients that get a broadcast in one turn of the loop: 2 to 3 ms.
 _SLICE = 250
 
 
@@ -46,13 +46,18 @@ class Deliveries:
     def __init__(self) -> None:
         self._queue: deque[_Delivery] = deque()
         self._is_running = False
-        #: In the middle of a slice.
+        #: True in the middle of a slice.
         self._is_sending = False
 
     def deliver(self, reactor: Reactor, members: list[Instance], prepared: PreparedMessage) -> None:
-        """Send to `members`. Blocks while a big one is under way, but in the hub."""
+        """Send `prepared` to `members`. In the thread of `reactor`.
+
+        Blocks the calling greenlet until all members have been served, where there are more than a
+        slice of them or other broadcasts are under way. Never blocks in the hub: there it sends
+        everything at once.
+        """
         if self._is_sending:
-            # Of a signal handler or a finalizer, which must not come in between.
+            # The caller is a signal handler or finalizer that has interrupted a slice.
             reactor.order(self.deliver, reactor, members, prepared)
             return
         if len(members) <= _SLICE and not self._queue:
@@ -61,7 +66,7 @@ class Deliveries:
         delivery = _Delivery(reactor, members, prepared)
         self._queue.append(delivery)
         if reactor.is_in_hub():
-            # May not wait, and what it sends next must come behind this.
+            # It may not wait, and what it sends next must come after this.
             while not delivery.ended.is_set():
                 self._step()
             return
@@ -82,11 +87,11 @@ class Deliveries:
                 reactor.wait_for_turn()
         finally:
             self._is_running = False
-            if self._queue:  # something was raised: there was no memory
+            if self._queue:  # raised, for lack of memory: go on later
                 self._queue[0].reactor.pool.submit(self._run)
 
     def _step(self) -> None:
-        """The next slice of the oldest."""
+        """Send the next slice of the oldest broadcast."""
         delivery = self._queue[0]
         members = list(islice(delivery.members, _SLICE))
         try:

@@ -19,7 +19,7 @@ class Items:
 
     __slots__ = ()
 
-    #: Which.
+    #: The names of the attributes that are items too.
     _names: ClassVar[tuple[str, ...]]
 
     def __getitem__(self, name: str) -> Any:

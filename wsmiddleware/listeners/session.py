@@ -66,8 +66,8 @@ class RequestRecord:
         return self._is_secure
 
 
-# The names that are kept by all of an environ: 3 % of a connect less than to sort them out each
-# time. They are the peers', and outlive them: few and small, and strangers' make room for new ones.
+# A cache: all names of an environ, to those that are kept of it. Saves 3 % of a connect. The names
+# come from peers and outlive their connections, so their number and size are bounded.
 _known_names: dict[tuple[str, ...], tuple[str, ...]] = {}
 _MAX_KNOWN = 256
 _MAX_KNOWN_NAMES = 64

@@ -1,6 +1,6 @@
-"""The end of a connection: the closing handshake, either way, its time-outs, the end of TCP.
+"""The end of a connection: the closing handshake from either side, its time-outs, the end of TCP.
 
-Nothing of it is there while a connection is open and nobody has begun to close it.
+A connection has no `Closing` until it begins to end.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PATIENCE", "Closing", "State"]
 
-#: How many times ``close_timeout`` a peer may take for what is queued when we close, if it reads.
+#: When we close, a peer that reads may take this many ``close_timeout`` for what is queued.
 PATIENCE = 12
-#: Bytes read at once of what comes behind the end.
+#: Bytes read at once, and dropped, of what comes after the end.
 _LINGER_SIZE = 65536
 
 
 class State(Enum):
-    """How far the end has come (RFC 6455, section 7)."""
+    """How far the end has come (RFC 6455, section 7). Before it there is no state."""
 
-    #: The peer's last has come and is not answered yet: still open.
+    #: The peer's close frame, or a violation, has come and is not answered: still open.
     ENDING = "ending"
     #: Our close frame is queued or sent.
     CLOSING = "closing"
@@ -40,7 +40,7 @@ class State(Enum):
 
 
 class Line(Protocol):
-    """What the end asks of its connection."""
+    """What `Closing` needs of its connection."""
 
     name: str
     settings: Settings
@@ -54,16 +54,16 @@ class Line(Protocol):
     close_reason: str
 
     def control(self, opcode: Opcode, payload: bytes) -> bytes:
-        """A control frame that is about to be sent."""
+        """The bytes of a control frame that is about to be sent."""
 
     def enqueue_pending(self) -> None:
-        """Queue the replies that were to share a write."""
+        """Move replies that share a write to the outbox."""
 
     def stop_reading(self) -> None:
-        """Leave what comes where it is."""
+        """Read nothing more."""
 
     def shut_down(self, how: int, on_input: Callable[[], object]) -> None:
-        """Shut one direction of TCP down; call `on_input` for what still comes."""
+        """Shut one direction of TCP down; call `on_input` when input comes afterwards."""
 
     def discard(self, size: int) -> bool:
         """Read `size` bytes at most and forget them; `False` at the end of the stream."""
@@ -78,24 +78,24 @@ class Closing:
     __slots__ = ("_connection", "_last_deadline", "deadline", "ending", "sent_code", "state")
 
     def __init__(self, connection: Line) -> None:
-        #: Let go of with the end, so that nothing keeps the two of them alive.
+        #: Dropped at the end: a cycle would keep both objects until the collector runs.
         self._connection = connection
         self.state = State.ENDING
-        #: The last that came of the peer, once it has come: its close frame, or a violation.
+        #: The peer's close frame or its violation of the protocol; `None` until one comes.
         self.ending: Close | Fail | None = None
         #: The code of our own close frame, 0 before it.
         self.sent_code = 0
-        #: When this has taken too long, in the reactor's time.
+        #: When the present state has lasted too long, in the reactor's time.
         self.deadline = math.inf
-        #: Up to when the deadline moves on while the peer takes what is queued.
+        #: The deadline moves on while the peer reads what is queued, but never past this.
         self._last_deadline = math.inf
 
     # -- the peer's part ----------------------------------------------------------------------
 
     def peer_ended(self, ending: Close | Fail) -> None:
-        """The last that comes of the peer: its close frame, or a violation of the protocol."""
+        """Take the peer's close frame, or its violation of the protocol."""
         if self.state is State.CLOSED:
-            return  # dropped by a finalizer, while the peer's bytes were parsed
+            return  # a finalizer has dropped it while the input was parsed
         connection = self._connection
         connection.stop_reading()
         connection.is_ending = True
@@ -103,7 +103,7 @@ class Closing:
         if isinstance(ending, Close):
             connection.close_code, connection.close_reason = ending
         if self.state is State.ENDING:
-            # Answered by the worker, for what came before is handled first; or when it is overdue.
+            # The worker answers, after the messages that came first; `end_if_due` if it is late.
             self._set_deadline(connection.reactor.now + connection.settings.close_timeout)
         elif connection.outbox.size:
             return  # our close frame still waits
@@ -113,7 +113,7 @@ class Closing:
             self.frame_sent()
 
     def answer(self) -> None:
-        """Our close frame in answer to a close frame, or to a violation (RFC 6455, 7.1.7)."""
+        """Send our close frame in answer to theirs, or to a violation (RFC 6455, 7.1.7)."""
         ending = self.ending
         assert ending is not None
         if isinstance(ending, Fail):
@@ -123,7 +123,7 @@ class Closing:
     # -- our part -----------------------------------------------------------------------------
 
     def send(self, code: int, reason: str, patience: int = PATIENCE) -> None:
-        """Our close frame, after what is queued; from now on the connection is not open.
+        """Send our close frame, after what is queued; from now on the connection is not open.
 
         The peer may take `patience` time-outs at most for what is queued.
         """
@@ -142,15 +142,14 @@ class Closing:
             self.frame_sent()
 
     def frame_sent(self) -> None:
-        """When the peer's has come too, or never will, end TCP; else wait for it."""
+        """Our close frame has gone: wait for theirs, or end TCP if none is to come."""
         if self.state is not State.CLOSING:
             return
         connection = self._connection
         self.deadline = connection.reactor.now + connection.settings.close_timeout
         if self.ending is not None:
-            # Unread input at close() makes the kernel send a reset, which can overtake the close
-            # frame on its way to the peer's application: end our direction and read until the
-            # peer ends its own.
+            # Not close(): with unread input the kernel sends a reset, which can overtake our close
+            # frame. So shut our direction down and read until the peer shuts its own.
             connection.shut_down(SHUT_WR, self._on_lingering)
 
     def _on_lingering(self) -> None:
@@ -180,17 +179,17 @@ class Closing:
         del self._connection
 
     def moved(self) -> None:
-        """The peer takes what waits for it, so it is alive, if slow."""
+        """The peer reads what waits for it: move the deadline."""
         if self.state is State.CLOSING:
             connection = self._connection
             deadline = connection.reactor.now + connection.settings.close_timeout
             self.deadline = min(deadline, self._last_deadline)
 
     def end_if_due(self, now: float) -> None:
-        """End what has taken too long."""
+        """Act when the deadline has passed: answer the peer, or drop TCP."""
         if now >= self.deadline:
             if self.state is State.ENDING:
-                # A callback holds up the answer to the peer's close frame for too long.
+                # A callback runs for so long that the peer's close frame was not answered.
                 self.answer()
             else:
                 self._connection.end()

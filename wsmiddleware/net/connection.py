@@ -1,12 +1,12 @@
 """One WebSocket connection: no greenlet while it is idle, and never two callbacks at once.
 
-The hub reads: a watcher's callback takes what the socket has, parses all complete frames of it, and
-hands the messages to a worker greenlet, which runs the callbacks in order and writes their replies
-in one `send`. A worker that blocks leaves the rest in the inbox; an inbox past its limit stops the
-watcher, and TCP tells the peer.
+The hub reads: a watcher's callback receives once, parses all complete frames, and hands the
+messages to a worker greenlet. The worker runs the callbacks in order and sends their replies in one
+write. While a callback blocks, further messages wait in the inbox. When that is full reading
+pauses, and TCP slows the peer down.
 
-`net.stream` is what happens with an everyday message, `net.sender` what where the peer does not
-read, `net.reader` how the engine reads, `net.closing` the end.
+`net.stream` handles everyday messages, `net.sender` peers that read slowly, `net.reader` input that
+the engine parses, `net.closing` the end.
 
 Who may call what: `send`, `close` and `is_open` from any greenlet and any native thread; everything
 else belongs to the thread of the reactor.
@@ -47,8 +47,8 @@ _READ = 1  # libev's EV_READ
 class Connection(Reader):
     """A live connection over a transport, from the 101 to the last byte.
 
-    More attributes than the house's twelve: each is asked for on the way of every message, or is a
-    part that the connection owns.
+    It has more than twelve attributes: each is used for every message, or is a part that the
+    connection owns.
     """
 
     __slots__ = (
@@ -99,20 +99,20 @@ class Connection(Reader):
         self.encode = pack if pack is not None and engine.is_plain else engine.wire
         self.keepalive = Keepalive(idle_timeout, settings.ping_interval, settings.ping_timeout)
         self.receiver: Receiver = NOBODY
-        #: There once the connection has begun to end.
+        #: The end of the connection; `None` until it begins.
         self.closing: Closing | None = None
-        #: When time-outs are looked at next: the reactor's.
+        #: Set by the reactor: the step of its clock at which `tick` is called next.
         self.due_step = 0
-        #: What callbacks returned for a peer that had gone.
+        #: Replies of callbacks that came after the connection had closed.
         self._lost_replies = 0
         self._is_opened = False
         self._has_told_end = False
-        #: Set at the end, where somebody waits for it (a parked handler).
+        #: Set at the end. Made when somebody (a parked handler) wants to wait for it.
         self._closed: Flag | None = None
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that have gone."""
+        """Bytes sent so far."""
         return self.outbox.bytes_sent + self.bytes_written
 
     @property
@@ -140,7 +140,7 @@ class Connection(Reader):
         return self._closed
 
     def start(self, receiver: Receiver, leftover: bytes) -> None:
-        """Call `receiver` from now on; `leftover` is what came behind the handshake."""
+        """Start reading, and calling `receiver`; `leftover` is what came after the handshake."""
         self.receiver = receiver
         self._is_told_of_pings = getattr(receiver, "is_told_of_pings", False)
         reactor = self.reactor
@@ -152,11 +152,14 @@ class Connection(Reader):
     # -- callbacks, in a worker ---------------------------------------------------------------
 
     def work(self, worker: Worker, is_slice_over: bool = False) -> None:
-        """Run what is to be done, in order; callbacks may block here."""
+        """Run the callbacks that are due, in order. In a worker; may block.
+
+        With `is_slice_over` (from C) first wait for a turn of the loop: the time slice was used up.
+        """
         if self.worker is not None:
-            return  # another worker is at it and will see what this one was called for
+            return  # another worker runs and will do what this one was called for
         self.worker = worker
-        worker.deadline = math.inf  # but for what the receiver calls
+        worker.deadline = math.inf  # only the receiver's callbacks have a deadline
         try:
             if is_slice_over:
                 self.reactor.wait_for_turn()
@@ -169,7 +172,7 @@ class Connection(Reader):
             self.worked()
             if self.is_paused:
                 self._resume_soon()
-            # By another worker: who has blocked may get a time-out that was left running.
+            # In another worker: a time-out that a callback has left running may hit this one.
             self._work_soon()
 
     def worked(self) -> None:
@@ -187,7 +190,7 @@ class Connection(Reader):
         return bool(self.inbox or self.due or is_untold or not self._is_opened)
 
     def _run_callbacks(self, worker: Worker) -> None:
-        """The same, as long as nobody can have kept the worker's greenlet."""
+        """Run the callbacks, as long as nobody else can have kept the worker's greenlet."""
         inbox, due = self.inbox, self.due
         if not self._is_opened:
             self._is_opened = True
@@ -197,7 +200,7 @@ class Connection(Reader):
                 return
         while inbox or due:
             if not due:
-                # Not in a method of its own: saves 2 % of 32 B, batch 1.
+                # Not a method of its own: saves 2 % of 32 B, batch 1.
                 due += inbox[::-1]
                 inbox.clear()
                 self.metrics.messages_received += len(due)
@@ -205,7 +208,7 @@ class Connection(Reader):
                     self._resume_soon()
             self.receiver.received(due, worker)
             if due:
-                self.reactor.wait_for_turn()  # their turn is over
+                self.reactor.wait_for_turn()  # the time slice is over
                 return
             if self.outbox.size:
                 self.outbox.flush()
@@ -234,7 +237,7 @@ class Connection(Reader):
             receiver.gone()
 
     def reply_lost(self) -> None:
-        """A callback's reply has nobody to go to any more: at the end one line tells of all."""
+        """Count a reply that came too late to be sent; one line of the log tells of all of them."""
         self._lost_replies += 1
         if self._has_told_end:
             self._tell_lost_replies()
@@ -248,14 +251,14 @@ class Connection(Reader):
     # -- the outbox tells ---------------------------------------------------------------------
 
     def drained(self) -> None:
-        """Nothing waits any more."""
+        """The outbox is empty again, after a stall."""
         if self.closing is not None and not self.is_open:
             self.closing.frame_sent()
         else:
             self.answer_waiting_ping()
 
     def moved(self) -> None:
-        """The peer takes what waits for it, so it is alive, if slow."""
+        """The peer reads what waits for it: it is alive, if slow."""
         self.last_received = now = self.reactor.now
         if self.is_data_waiting():
             self.last_message = now
@@ -271,7 +274,11 @@ class Connection(Reader):
     # -- the end ------------------------------------------------------------------------------
 
     def close(self, code: int, reason: str) -> None:
-        """Start the closing handshake after what is queued. Never blocks; once is enough."""
+        """Start the closing handshake, after what is queued. A second call does nothing.
+
+        From any greenlet and any native thread; never blocks. Raises `ValueError` for a code or
+        reason that may not be sent.
+        """
         close_payload(code, reason)  # a mistake is the caller's, whatever the thread
         if not self.reactor.is_here():
             self.reactor.defer(self.start_closing, code, reason)
@@ -283,12 +290,12 @@ class Connection(Reader):
     def start_closing(self, code: int, reason: str, patience: int = PATIENCE) -> None:
         """Send a close frame after what is queued; that may take `patience` time-outs at most."""
         if self.is_open:
-            # What still comes is for nobody: who closes has stopped listening.
+            # Whoever closes has stopped listening: input is dropped from now on.
             self.discard_input()
             self._begin_to_end().send(code, reason, patience)
 
     def peer_ended(self, ending: Close | Fail) -> None:
-        """The last that comes of the peer: its close frame, or a violation of the protocol."""
+        """Begin to end: `ending` is the peer's close frame, or its violation of the protocol."""
         self._begin_to_end().peer_ended(ending)
 
     def _begin_to_end(self) -> Closing:
@@ -297,7 +304,7 @@ class Connection(Reader):
         return self.closing
 
     def broken(self, exc: BaseException) -> None:
-        """A fault of ours, or no memory: nobody knows where in the stream we are."""
+        """Log an error of ours, or a lack of memory, and abort: our place in the stream is lost."""
         _log.error("%s: internal error, please report it", self.name, exc_info=exc)
         self.abort()
 
@@ -307,7 +314,7 @@ class Connection(Reader):
         self.end()
 
     def shut_down(self, how: int, on_input: Callable[[], object]) -> None:
-        """Shut one direction of TCP down; call `on_input` for what still comes."""
+        """Shut one direction of TCP down; call `on_input` when input comes afterwards."""
         try:
             self._transport.shutdown(how)
         except OSError as exc:
@@ -325,7 +332,7 @@ class Connection(Reader):
             return False
 
     def end(self) -> None:
-        """Drop TCP; what is left of the callbacks runs in a worker. Once is enough."""
+        """Drop TCP; a worker runs the callbacks that are left. A second call does nothing."""
         closing = self._begin_to_end()
         if closing.state is State.CLOSED:
             return
@@ -339,7 +346,7 @@ class Connection(Reader):
 
     def _let_go(self) -> None:
         try:
-            # Before the descriptor: a watcher that is left on a closed one spins the loop.
+            # Before the descriptor is closed: a watcher on a closed one makes the loop spin.
             self._watcher.stop()
             self._watcher.close()
             self.outbox.close()
@@ -347,11 +354,11 @@ class Connection(Reader):
         finally:
             with contextlib.suppress(OSError):
                 self._transport.close()
-            # Looked at until `work` has called the last callback, should that be in vain.
+            # Should this fail, `tick` asks again until `work` has called the last callback.
             self.reactor.pool.submit(self.work)
 
     def forked(self) -> None:
-        """In a forked child: nothing comes or goes here any more, and nobody is told."""
+        """Let go of the connection in a forked child; no callback is called."""
         receiver, self.receiver = self.receiver, NOBODY
         self._begin_to_end().forked()
         self.is_open = False
@@ -371,17 +378,17 @@ class Connection(Reader):
     # -- time ---------------------------------------------------------------------------------
 
     def tick(self, now: float) -> float:
-        """Act on what is due; when to look again. In the hub."""
-        self._work_soon()  # should there have been no memory to ask for it
+        """Act on what is due; give the time of the next look. In the hub; must not block."""
+        self._work_soon()  # asking earlier may have failed for lack of memory
         if self.is_closed:
             return now + 1.0
         if not self.is_paused and not self.is_ending and not self._watcher.active:
             self._watcher.start(self.receive)  # gevent stops one whose callback has raised
-        # Not where only the next turn is awaited: so does a flood of pings, and is no message.
+        # Not where reading only waits for the next turn: a flood of pings makes it do so, too.
         if self.is_paused and not self._is_resume_due:
             self.last_received = self.last_message = now
         elif self.worker is not None or self.receiver.is_busy() or self.is_data_waiting():
-            self.last_message = now  # nobody is idle: we are at work, or the peer reads
+            self.last_message = now  # not idle: a callback runs, or the peer reads
         self.report_dropped()
         if self.closing is None:
             self._keep_alive(now)
@@ -396,14 +403,13 @@ class Connection(Reader):
         return self.closing.deadline
 
     def _look(self) -> None:
-        """Look at the socket before anything is judged by the clock.
+        """Read and write once before the clock decides that the peer is late.
 
-        Where the loop was held up, or the process stopped, what is waited for may have come long
-        since.
+        Where the loop was held up, or the process stopped, its bytes may have come long ago.
         """
         self.outbox.retry()
         read = self._watcher.callback
-        if read is not None:  # else it is not read at the moment, or not any more
+        if read is not None:  # else reading has paused or ended
             read()
 
     def set_idle_timeout(self, seconds: float) -> None:
@@ -423,7 +429,7 @@ class Connection(Reader):
                 return
             verdict = self._judge(now)
         if verdict is Verdict.PING:
-            # Where something waits, that is as good as a ping: TCP has to acknowledge it.
+            # Data that waits does what a ping does: TCP has to acknowledge it.
             if not self.outbox.is_stalled:
                 self.write_control(Opcode.PING, b"")
         elif verdict is Verdict.IDLE:

@@ -1,9 +1,9 @@
-"""Who holds the loop: a callback that computes, or that waits in code which gevent cannot see.
+"""Finds callbacks that hold up the loop: they compute, or wait in code that gevent cannot see.
 
-Nobody else is served meanwhile, and nothing tells why. A clock around every callback would cost
-what the C extension saves, and could not see a callback that blocks first and computes then. So a
-native thread looks at what the loop's thread is at, some times a second, as a profiler does. It
-runs while the reactor's clock does, and takes 10 µs a look.
+Nobody else is served meanwhile, and no other sign tells why. Timing every callback would cost as
+much as the C extension saves, and would miss a callback that blocks first and computes afterwards.
+So a native thread looks several times a second at the stack of the loop's thread, as a profiler
+does. It runs while the reactor's clock runs. A look takes 10 µs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = ["HoldUps", "Watched"]
 _sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 _start_thread: Callable[..., object] = monkey.get_original("_thread", "start_new_thread")
 
-#: What is worth a line, in seconds; and the seconds between two looks.
+#: Seconds of a hold-up that is worth a line of the log; seconds between two looks.
 _LIMIT = 0.1
 _INTERVAL = 0.05
-#: Seconds until the same callback is told of again.
+#: Seconds until the log names the same callback again.
 _NEWS = 60.0
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-#: Which files of ours call the user's callbacks.
+#: The files of this package that call the user's callbacks.
 _DOORS = tuple(
     os.path.join(_PACKAGE, *name.split("/"))
     for name in (
@@ -42,14 +42,14 @@ _DOORS = tuple(
         *("listeners/edges.py", "listeners/invoke.py", "listeners/notify.py"),
     )
 )
-#: Where a hub keeps its own.
+#: The attribute of a hub that has its `HoldUps`.
 _NAME = "wsmiddleware_hold_ups"
 
 
 class Watched(Protocol):
-    """What is asked of a reactor."""
+    """What `HoldUps` needs of a reactor."""
 
-    #: What differs once a callback has ended and another has begun.
+    #: Gives a value that changes when a callback ends and another begins.
     progress: Callable[[], object]
 
     def defer(self, function: Callable[..., object], *args: object) -> None:
@@ -57,21 +57,21 @@ class Watched(Protocol):
 
 
 class HoldUps:
-    """Watches the thread of one hub while reactors ask for it, and warns there, behind the hold.
+    """Watches the thread of one hub while reactors ask for it; warns there, after the hold-up.
 
-    All but `_run` is for that thread.
+    All methods but `_run` are for that thread.
     """
 
     def __init__(self, hub: Hub, thread_id: int) -> None:
         self._loop = hub.loop
         self._thread_id = thread_id
-        #: Never changed, but replaced: the other thread reads it.
+        #: Replaced, never changed: the watching thread reads it.
         self._reactors: tuple[weakref.ref[Watched], ...] = ()
-        #: What the thread that looks now was started with.
+        #: Given to the thread that watches now; an older thread sees another one and ends.
         self._token: object = None
-        #: The clock's time less the loop's.
+        #: The monotonic clock minus the loop's own time.
         self._offset = 0.0
-        #: By the name of a callback: when it may be told of again, and how often it was not.
+        #: By name of a callback: when the log may name it again, and how often it was left out.
         self._told: dict[str, tuple[float, int]] = {}
 
     @classmethod
@@ -120,7 +120,7 @@ class HoldUps:
             if found and look.is_news():
                 reactors[0].defer(self.tell, *found, look.since)
             due = time.monotonic() + wait
-            # What is kept for the length of a sleep would end in this thread.
+            # Not kept over the sleep: a reactor must not be freed in this thread.
             reactors.clear()
 
     def tell(self, name: str, place: str, since: float) -> None:
@@ -142,40 +142,41 @@ class HoldUps:
 
 
 class _Look:
-    """What the last look has seen, for the next one to compare with."""
+    """What the last look saw, to compare the next one with."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._progress: object = None
-        #: When what is seen now has begun, as far as we know.
+        #: When the callback that is seen now has begun, as far as known.
         self.since = 0.0
-        #: When we looked last, and saw this first.
+        #: When the last look was; when this callback was seen first.
         self._last = self._seen = 0.0
         self._is_due = False
         self._turn = _Turn()
 
     def at(self, now: float, due: float, turned: float, progress: object) -> float:
-        """Look, at `due` or later where nobody let us; the seconds until the next look.
+        """Compare with the last look; give the seconds until the next one.
 
-        `turned` is when the loop looked at its sockets last, `progress` is None between callbacks.
+        The look was to be at `due` and is at `now`: later where code in C kept the GIL. `turned` is
+        when the loop looked at its sockets last. `progress` is `None` between callbacks.
         """
         before, self._progress = self._progress, progress
         last, self._last = self._last, now
         if progress is None:
             return _INTERVAL
         if progress != before or self._turn.ended:
-            # Behind the other one that was seen last, if the loop has not turned since.
+            # After the callback that was seen last, if the loop has not turned since.
             self.since = max(turned, last if before else 0.0, self._turn.ended)
             # Code in C may have kept us from looking when we were due: it has been there since.
             self._seen = due
             self._is_due = True
             self._turn = _Turn()
-            # Safe, for that thread is in Python code: not at the loop's list of callbacks.
+            # Safe: that thread is in Python code, so not in the loop's list of callbacks.
             self._loop.run_callback(self._turn)
         return max(_INTERVAL / 10, min(_INTERVAL, self.since + _LIMIT - now))
 
     def is_news(self) -> bool:
-        """True once, for what has been seen twice and has taken too long."""
+        """True once for each callback that was seen twice and has run for too long."""
         is_held = self._last - self._seen >= _INTERVAL * 0.9 and self._last - self.since >= _LIMIT
         if not (self._is_due and is_held):
             return False
@@ -194,7 +195,7 @@ class _Turn:
 
 
 def _callback(thread_id: int) -> tuple[str, str] | None:
-    """The callback that a thread is in, by name, and the line of its file where it is."""
+    """The name of the callback that a thread is in, and the file and line where it is."""
     frames = list(_frames(thread_id))
     for at in range(len(frames) - 2, -1, -1):
         if _is_theirs(frames[at]) and frames[at + 1].f_code.co_filename in _DOORS:

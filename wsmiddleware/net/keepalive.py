@@ -44,7 +44,7 @@ class Keepalive:
         return Verdict.FINE
 
     def due(self, last_received: float, last_message: float) -> float:
-        """When `check` finds something if nothing comes until then; or sooner."""
+        """When to call `check` next: by then something may be due, if nothing comes before."""
         at = last_message + self.idle_timeout if self.idle_timeout else math.inf
         if self._ping_sent > last_received:
             # The answer would be followed by another ping, an interval later.

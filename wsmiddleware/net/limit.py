@@ -32,7 +32,7 @@ except ImportError:  # Windows
 
 __all__ = ["Late", "Limit", "Stalled", "send_all"]
 
-#: How many are thrown out before the loop gets its turn: 2 ms.
+#: How many waits are ended in one turn of the loop: 2 ms.
 _THROWS = 64
 #: Bytes of a response that a TLS socket is given at once: it says nothing before all are sent.
 _PIECE = 65536
@@ -49,9 +49,9 @@ class Stalled(BrokenPipeError):
 class Limit:
     """Ends the waits of one kind after `seconds`. For the greenlets of one hub's thread.
 
-    The clock counts turns of the loop, a step apart. So it stands still while the loop is held up,
-    by a callback or because the process was stopped; and between the last turn in time and the one
-    that throws, the loop has looked at the sockets: what came in time is read first.
+    The clock counts turns of the loop that are a step apart. So it stands still while the loop is
+    held up, by a callback or because the process was stopped. And the loop looks at the sockets
+    once more before the turn that ends a wait: what came in time is read first.
     """
 
     __slots__ = ("_loop", "_rest", "_step", "_steps", "_timer", "_turn", "_waiting", "seconds")
@@ -64,7 +64,7 @@ class Limit:
         self._turn = 0
         self._loop: Any = None
         self._timer: Any = None
-        #: Throws at those for whom there was no time in one turn of the loop.
+        #: Goes on in the next turn of the loop, where one turn had too many waits to end.
         self._rest: Any = None
         self._waiting: OrderedDict[Any, tuple[int, Callable[[], bool] | None]] = OrderedDict()
 
@@ -112,7 +112,7 @@ class Limit:
             self._throw()
 
     def _throw(self) -> None:
-        """Throw at who is due; in slices, for ten thousand at once would hold the loop up."""
+        """End the waits that are due: in slices, as ten thousand at once would hold the loop up."""
         for _ in range(_THROWS):
             waiter, (due, has_moved) = next(iter(self._waiting.items()), _NOBODY)
             if due > self._turn:

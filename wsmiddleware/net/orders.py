@@ -1,7 +1,7 @@
-"""What native threads ask of an object that belongs to a reactor: done there, one by one, in order.
+"""Calls from native threads to an object of a reactor: run there, one by one, in order.
 
-Unlike `Reactor.defer`, what is asked may block, for as long as it takes: the threads that ask for
-more wait meanwhile.
+Unlike with `Reactor.defer` the called function may block for as long as it takes. Threads that want
+more calls than the limit allows wait meanwhile.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Orders:
     def put(
         self, function: Callable[..., None], args: tuple[Any, ...], size: int, timeout: float
     ) -> None:
-        """Have ``function(*args)`` called; `size` is what it holds, in bytes. For native threads.
+        """Have ``function(*args)`` called; it counts as `size` bytes. For native threads.
 
         Blocks the thread while the limit is reached, `SlowConsumerError` after `timeout` seconds.
         """

@@ -29,11 +29,11 @@ __all__ = ["Reactor", "Ticking", "step_for"]
 # The thread's own id: the patched get_ident() tells greenlets apart, and we ask for threads.
 _get_thread_id: Callable[[], int] = monkey.get_original("threading", "get_ident")
 
-#: How many things with time-outs are looked at before the loop gets its turn: 2 ms of pings.
+#: How many time-outs are looked at in one turn of the loop: 2 ms, where each sends a ping.
 _LOOKS = 200
-#: Seconds after which a look that was asked for is given up: there was no memory for the call.
+#: Seconds after which `_look` is called again, should the loop have lost the call (no memory).
 _LOOK_PATIENCE = 1.0
-#: The longest that something is watched without a look, in seconds.
+#: Everything that is watched is looked at once in so many seconds at least.
 _LONGEST = 60.0
 # Of mallopt(3), in <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -47,9 +47,9 @@ def step_for(*timeouts: float) -> float:
 def _keep_freed_memory() -> None:
     """Let glibc keep what is freed for the next messages, up to 128 MiB, unless told otherwise.
 
-    It gives back what is free at the end of the heap, all of it at once, and each 4 KiB that are
-    asked for again cost a page fault: two thirds of an echo of 1 MiB, half of it where the replies
-    to a hundred clients come and go together.
+    By default it returns the free end of the heap to the system at once, and each 4 KiB that are
+    needed again cost a page fault. Saves 67 % of 1 MiB, batch 1, and 50 % where a hundred clients
+    get their replies together.
     """
     told = " ".join([*os.environ, os.environ.get("GLIBC_TUNABLES", "")])
     if sys.platform != "linux" or re.search(r"MALLOC_(TRIM|MMAP)_|malloc\.(trim|mmap)_", told):
@@ -69,27 +69,28 @@ def _wake_up(reference: weakref.ref[Reactor]) -> None:
 class Ticking(Protocol):
     """Something with time-outs."""
 
-    #: When it is looked at next, 0 if never; the reactor's own.
+    #: The step of the clock at which `tick` is called next, 0 for none. Set by the reactor only.
     due_step: int
 
     def tick(self, now: float) -> float:
-        """Act on what is due; when to look again. Runs in the hub: must not block.
+        """Act on what is due; give the time of the next look. Runs in the hub: must not block.
 
-        Where it raises, that is logged, and it is called again at the next step.
+        What it raises is logged, and it is called again at the next step.
         """
         ...
 
     def forked(self) -> None:
-        """This is a forked child, and all of it the parent's."""
+        """This is a forked child: let go of everything, it is the parent's."""
         ...
 
 
 class Reactor(Ready):
     """One hub's loop, clock and workers. Made in the thread of the hub, after any fork.
 
-    `now` is the reactor's time in seconds: monotonic, `step` seconds coarse, and
-    **standing still while the loop is held up**, so that a callback that hogs the processor makes
-    nobody else late. One timer serves all connections and runs only while there are any.
+    `now` is the reactor's time in seconds. It is monotonic, goes on in steps of `step` seconds, and
+    **stands still while the loop is held up**, so that a callback that hogs the processor makes
+    nobody else late. One timer serves all connections: a timing wheel, whose slots are sets of what
+    is due at one step of the clock. It runs only while something is watched.
     """
 
     def __init__(self, step: float = 0.25, progress: Callable[[], object] = lambda: None) -> None:
@@ -98,16 +99,16 @@ class Reactor(Ready):
         self.loop = self.hub.loop
         super().__init__(WorkerPool(self.hub))
         self._thread_id = _get_thread_id()
-        #: What differs once a callback has ended and another has begun; for who holds the loop.
+        #: Gives a value that changes when a callback ends and another begins. For `HoldUps`.
         self.progress = progress
         self._hold_ups = HoldUps.of(self.hub, self._thread_id)
         self._step = step
-        #: What is watched, by the step of the clock at which it is looked at.
+        #: The timing wheel: what is watched, by the step of the clock at which it is looked at.
         self._wheel: dict[int, set[Ticking]] = {}
-        #: The last step that was; and what is due since then and has not been looked at.
+        #: The number of the last step; what is due up to it and has not been looked at.
         self._last_step = 0
         self._overdue: deque[Ticking] = deque()
-        #: The rest of that has its look in the next turn: one, though the clock ticks meanwhile.
+        #: `_look` goes on in the next turn of the loop: a tick of the clock must not call it, too.
         self._is_look_due = False
         self._look_asked = 0.0
         self._last = 0.0
@@ -125,7 +126,7 @@ class Reactor(Ready):
         forget_in_children(self)
 
     def forked(self) -> None:
-        """In a forked child: what is watched and what waits is the parent's; new ones may come."""
+        """In a forked child: drop what is watched and what waits, as it is the parent's."""
         for ticking in {*self._overdue}.union(*self._wheel.values()):
             ticking.forked()
         for waiting in (self._wheel, self._overdue, self._next, self._orders, self.pool.tasks):
@@ -145,8 +146,8 @@ class Reactor(Ready):
     def defer(self, function: Callable[..., object], *args: object) -> None:
         """Call `function` soon in a worker, in the order of the calls; it should not block long.
 
-        From any thread and from hub callbacks; never blocks. The one place where what another
-        thread asks for enters the loop.
+        From any thread and from hub callbacks; never blocks. Calls from other threads enter the
+        loop only here.
         """
         if self.is_here():
             self.loop.run_callback(self._take_order, function, args)
@@ -154,10 +155,10 @@ class Reactor(Ready):
             self.order(function, *args)
 
     def order(self, function: Callable[..., object], *args: object) -> None:
-        """As `defer`, whatever this thread is in the middle of: a finalizer's way, for one."""
-        # Not run_callback_threadsafe(): it counts up, while the loop counts down without the GIL,
-        # what the loop holds for its reasons to live. After a few million such calls it holds too
-        # few and ends, with whoever waits for it (`LoopExit`).
+        """As `defer`, but safe at any point of this thread: for finalizers and signal handlers."""
+        # Not run_callback_threadsafe(): it counts the loop's references up while the loop counts
+        # them down without the GIL. After a few million calls the count is too low, and the loop
+        # ends (`LoopExit`).
         self._orders.append((function, args))
         self._wake.send()
 
@@ -186,8 +187,8 @@ class Reactor(Ready):
     def next_turn(self, function: Callable[[], object]) -> None:
         """Call `function` in the hub after the loop has looked at its sockets once. Hub's thread.
 
-        A plain callback would run before that, again and again: what shares the processor fairly
-        between connections must let the loop poll in between.
+        A plain callback of the loop runs before that. To share the processor fairly between
+        connections the loop must poll in between.
         """
         self._next.append(function)
         self._ask_for_turn()
@@ -207,28 +208,28 @@ class Reactor(Ready):
 
     def wait_for_turn(self) -> None:
         """Block the calling greenlet until the loop has looked at its sockets once."""
-        # A waiter, not the greenlet's own switch: should a stop be thrown in meanwhile, nothing
-        # wakes the greenlet a second time.
+        # A waiter, not the greenlet's own switch: that would wake the greenlet a second time
+        # should a stop be thrown into it meanwhile.
         waiter = Waiter(self.hub)
         self.next_turn(functools.partial(waiter.switch, None))
         waiter.get()
 
     def watch(self, ticking: Ticking, at: float) -> None:
-        """Call ``ticking.tick(now)`` at that time, or a step of the clock later.
+        """Call ``ticking.tick(now)`` at that time of the reactor, or up to a step later.
 
-        Sooner, if it is watched already and due before that. What is far from due costs nothing:
-        5,000 idle connections are looked at some hundred times a second, not 5,000 times.
+        If it is watched already and due earlier, that stays. Hub's thread; never blocks. What is
+        far from due costs nothing: 5,000 idle connections are some hundred looks a second.
         """
         step = max(math.ceil(min(at, self.now + _LONGEST) / self._step), self._last_step + 1)
         if not ticking.due_step or step < ticking.due_step:
-            # First: should there be no memory, it is watched as it was.
+            # First: where this fails for lack of memory, it is watched as before.
             self._wheel.setdefault(step, set()).add(ticking)
             self.forget(ticking)
             ticking.due_step = step
             self.start_clock()
 
     def forget(self, ticking: Ticking) -> None:
-        """Stop calling it."""
+        """Watch it no more."""
         step, ticking.due_step = ticking.due_step, 0
         watched = self._wheel.get(step)
         if watched is not None:
@@ -237,7 +238,7 @@ class Reactor(Ready):
                 del self._wheel[step]
 
     def start_clock(self) -> None:
-        """Let `now` go on, and deadlines hold, until nothing is left to watch or to run."""
+        """Run the clock until nothing is left to watch or to run: `now` and deadlines need it."""
         if self._timer is None:
             self._last = time.monotonic()
             timer = self.loop.timer(self._step, self._step)
@@ -247,7 +248,7 @@ class Reactor(Ready):
             self._hold_ups.start(self)
 
     def _tick(self) -> None:
-        """Once a step. Whatever fails here is tried again at the next one."""
+        """Called at each step. What fails here is tried again at the next one."""
         try:
             self._advance()
             self.pool.tick(self.now)
@@ -278,18 +279,18 @@ class Reactor(Ready):
             self._look()
 
     def _ask_again(self) -> None:
-        """What waits has been asked for; in vain, where there was no memory for the call."""
+        """Ask again for what waits: asking earlier may have failed for lack of memory."""
         if self._next:
             self._ask_for_turn()
         self.resubmit()
         self._take_orders()
 
     def _look(self) -> None:
-        """Look at what is due, not at ten thousand at once: that would hold up the loop."""
+        """Call `tick` of what is due: in slices, as ten thousand at once would hold the loop up."""
         self._is_look_due = False
         for _ in range(min(_LOOKS, len(self._overdue))):
             ticking = self._overdue[0]
-            if ticking.due_step:  # nobody has forgotten it meanwhile
+            if ticking.due_step:  # else `forget` was called meanwhile
                 self._look_at(ticking)
             self._overdue.popleft()
         if self._overdue:
@@ -310,4 +311,4 @@ class Reactor(Ready):
                 self.watch(ticking, at)
             finally:
                 if not ticking.due_step:
-                    ticking.due_step = step  # there was no memory: it is due as it was
+                    ticking.due_step = step  # no memory: it stays due

@@ -1,6 +1,6 @@
-"""A connection's way in, where the engine reads: parsing, pings, and when to leave input alone.
+"""How a connection receives through the engine: parsing, pings, and when reading pauses.
 
-With the C extension this is for what is not everyday; without it for all.
+With the C extension only input that is not everyday comes this way; without it all input does.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGE_RECV_SIZE", "Reader"]
 
-#: Bytes read at once. A message of 64 KiB comes whole, header and all: saves a third of it against
-#: half of that size.
+#: Bytes read at once, so that messages of 64 KiB come whole, header and all. Against half of that
+#: size: saves 33 % of 64 KiB.
 RECV_SIZE = 526336
-#: Who sends frames of so many bytes gets more read at once, so that a message of the largest size
-#: allowed by default comes whole: saves 20 % of 1 MiB, batch 1, and 5 % of 64 KiB, batch 16. Only
-#: between two frames: one that is under way stays in the processor's caches until it is unmasked,
-#: which saves 10 % of 1 MiB, batch 16. And not for small frames, for a flood of pings is kept until
-#: it has been answered.
+#: A peer whose last frame had so many bytes gets twice as much read at once, so that a message of
+#: the largest size allowed by default comes whole: saves 20 % of 1 MiB, batch 1, and 5 % of 64 KiB,
+#: batch 16. Not in the middle of a frame: the smaller piece is still in the processor's caches when
+#: it is unmasked, which saves 10 % of 1 MiB, batch 16. Not for small frames either: what is read of
+#: a flood of pings stays in memory until it has been answered.
 _LARGE_SIZE = 16384
 LARGE_RECV_SIZE = 2 * RECV_SIZE
 _FRAMES_PER_SLICE = 256
-#: Seconds of one read where compression was agreed: few bytes may be much work, whatever comes out.
+#: Seconds of parsing one read where compression was agreed: few bytes may be much work.
 _INFLATING = 0.0001
-#: What may wait in the inbox behind a callback that blocks, before reading stops.
+#: What may wait in the inbox while a callback blocks, before reading pauses.
 _INBOX_MESSAGES = 256
 _INBOX_BYTES = 262144
 
 
 class Reader(Sender):
-    """What a connection receives by its engine: messages to the inbox, the rest answered here."""
+    """Puts the messages that the engine parses into the inbox; answers pings and close frames."""
 
     __slots__ = (
         "_controls_end",
@@ -66,18 +66,18 @@ class Reader(Sender):
         super().__init__(*args, **options)
         self._transport = transport
         self._engine = engine
-        #: Watches for input; its callback says what the input is for.
+        #: The loop's watcher for input; its callback reads what comes.
         self._watcher: Any = None
         self._throttle: Throttle | None = None
         if self.settings.max_message_rate:
             self._throttle = Throttle(self.reactor.loop, self.settings.max_message_rate)
-        #: A ping to answer once the peer takes something.
+        #: The payload of the ping to answer once the peer reads again.
         self._pong: bytes | None = None
-        #: Up to which of its bytes the outbox holds nothing but pings and pongs.
+        #: The outbox has nothing but pings and pongs up to this count of its bytes.
         self._controls_end = 0
         self._is_told_of_pings = False
         self._is_resume_due = False
-        #: What still comes is for nobody.
+        #: Messages that still come are dropped.
         self._is_discarding = False
 
     # -- reading ------------------------------------------------------------------------------
@@ -85,14 +85,14 @@ class Reader(Sender):
     def _start_reading(self, leftover: bytes) -> None:
         if self.is_closed:
             return
-        # Not before: what is on the socket comes behind `leftover`.
+        # Not earlier: what is in the socket comes after `leftover`.
         self._watcher.start(self.receive)
         if leftover:
             self.bytes_received += len(leftover)
             self.take(leftover)
 
     def read(self) -> None:
-        """Receive once, for the engine."""
+        """Receive once, without waiting, and have the engine parse it."""
         engine = self._engine
         is_large = engine.last_size >= _LARGE_SIZE and not engine.left
         try:
@@ -109,9 +109,10 @@ class Reader(Sender):
             self.lost(None)
 
     def take(self, data: bytes, is_slice_over: bool = False) -> None:
-        """Have the engine parse `data`, now or in the next turn, and run what it brought.
+        """Have the engine parse `data` and ask for a worker for what it brought.
 
-        Raises nothing but Ctrl-C.
+        With `is_slice_over` the engine only keeps it, for the next turn of the loop. Never blocks;
+        raises nothing but Ctrl-C.
         """
         try:
             self._take_in(data, 0 if is_slice_over else _FRAMES_PER_SLICE)
@@ -154,7 +155,7 @@ class Reader(Sender):
                 inbox.clear()
 
     def _parse(self, data: bytes, limit: int) -> list[Event]:
-        """What has come whole, of `limit` frames at most; a part of them is one turn."""
+        """The events of at most `limit` frames; fewer where inflating them takes too long."""
         engine = self._engine
         if engine.deflate is None:
             return engine.receive(data, limit)
@@ -187,7 +188,7 @@ class Reader(Sender):
     # -- pausing ------------------------------------------------------------------------------
 
     def pause_if_needed(self) -> None:
-        """Stop reading while what was read cannot be handed on."""
+        """Pause reading if there is more input than may be handled now. Never blocks."""
         if self.is_paused or self.is_ending or self.is_closed:
             return
         if self._throttle is not None and not self._throttle.allowance():
@@ -209,7 +210,7 @@ class Reader(Sender):
         return len(inbox) >= _INBOX_MESSAGES or sum(map(len, inbox)) >= _INBOX_BYTES
 
     def _resume_soon(self) -> None:
-        # Once a turn, whoever asks: a second one would hand a flood a second turn.
+        # Once in a turn of the loop, or a flood would get two time slices of it.
         if not self._is_resume_due:
             self._is_resume_due = True
             self.reactor.next_turn(self._resume)
@@ -244,7 +245,7 @@ class Reader(Sender):
             self._throttle = None
 
     def stop_reading(self) -> None:
-        """Leave what comes where it is."""
+        """Read nothing more from the socket."""
         self._watcher.stop()
 
     # -- pings and pongs ------------------------------------------------------------------------
@@ -253,8 +254,8 @@ class Reader(Sender):
         if not self.is_open:
             return
         if self.outbox.is_stalled:
-            # RFC 6455, section 5.5.3: the most recent ping is the one to answer. A peer that pings
-            # and does not read costs one payload.
+            # RFC 6455, section 5.5.3: only the most recent ping must be answered. So a peer that
+            # pings and does not read costs the memory of one payload.
             self._pong = payload
         else:
             wire = self.control(Opcode.PONG, payload)
@@ -262,13 +263,13 @@ class Reader(Sender):
             self._note_control(wire)
 
     def answer_waiting_ping(self) -> None:
-        """The peer takes something again."""
+        """Send the pong that was put off, now that the peer reads again."""
         if self._pong is not None:
             payload, self._pong = self._pong, None
             self.write_control(Opcode.PONG, payload)
 
     def control(self, opcode: Opcode, payload: bytes) -> bytes:
-        """A control frame that is about to be sent."""
+        """The bytes of a control frame that is about to be sent; traced."""
         wire = self._engine.control(opcode, payload)
         if self.is_traced:
             self.trace_sent(wire)
@@ -280,10 +281,10 @@ class Reader(Sender):
         self._note_control(wire)
 
     def _note_control(self, wire: bytes) -> None:
-        """That was queued last: a ping or pong, which is no data of ours."""
+        """Note that `wire`, a ping or pong, was queued last: it does not count as data."""
         outbox, size = self.outbox, len(wire)
         end = outbox.bytes_sent + outbox.size
-        # Right behind another one, or nothing else waits.
+        # It follows another one, or nothing else waits.
         if end - size <= self._controls_end or outbox.size <= size:
             self._controls_end = end
 

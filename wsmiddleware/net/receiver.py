@@ -1,4 +1,4 @@
-"""Who gets what a connection receives."""
+"""The interface of whoever handles a connection's messages."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ if TYPE_CHECKING:
 
 __all__ = ["NOBODY", "TIME_SLICE", "Due", "Receiver"]
 
-#: Messages in reverse order, `str` and `bytes`; `Ping` and `Pong` for who is told of them.
+#: Messages (`str` and `bytes`) in reverse order; also `Ping` and `Pong` where those are asked for.
 Due: TypeAlias = list[Any]
 
-#: Callbacks of one connection run for this long before others get a turn, in seconds.
+#: Callbacks of one connection run for this long before other connections are served, in seconds.
 TIME_SLICE = 0.005
 
 
 class Receiver(Protocol):
-    """Who gets what a connection receives.
+    """Handles what a connection receives.
 
-    All but `is_busy`, `unlist` and `gone` run in a worker and may block.
-    One that has a true attribute ``is_told_of_pings`` gets `Ping` and `Pong` in `received` too, in
-    the order of their coming; a ping has been answered by then.
+    `opened`, `received` and `closed` run in a worker and may block; the others must not block.
+    A receiver with a true attribute ``is_told_of_pings`` gets `Ping` and `Pong` in `received` too,
+    in order of arrival. Such a ping has been answered already.
     """
 
     def opened(self, worker: Worker) -> None:
         """The first call."""
 
     def received(self, due: Due, worker: Worker) -> None:
-        """Take messages off the end of `due`, until none is left or it has taken `TIME_SLICE`."""
+        """Take messages off the end of `due`, until none is left or `TIME_SLICE` is over."""
 
     def is_busy(self) -> bool:
         """True while a callback runs beside those of the worker. Must not block."""
@@ -37,7 +37,7 @@ class Receiver(Protocol):
         """The connection is no longer open. From any greenlet; must not block."""
 
     def forked(self) -> None:
-        """The connection is the parent's of this forked child: nothing more comes of it here."""
+        """This is a forked child and the connection is the parent's: nothing more comes here."""
 
     def closed(self, worker: Worker) -> None:
         """Nothing more will come. The socket may live on, to take our last frame to the peer."""

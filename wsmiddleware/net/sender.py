@@ -1,4 +1,4 @@
-"""A connection's way out under pressure: queued up to a mark, and what becomes of a slow peer."""
+"""How a connection sends: queueing up to a mark, and what happens to a slow consumer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender"]
 
-#: Held while an `Underway` is made: two threads may be the first ones. Reentrant as its own is.
+#: Two threads may be the first ones to need an `Underway`. Reentrant, as the lock in there.
 _making: Any = monkey.get_original("_thread", "RLock")()
 #: Seconds between two lines of the log on what one peer's queue had no room for.
 _REPORT_INTERVAL = 1.0
 
 
 class Sender(Stream):
-    """What a connection sends, in order, and what becomes of it where the peer does not read."""
+    """Sends in order; decides what happens to messages that the peer does not read."""
 
     __slots__ = (
         "_dropped",
@@ -56,7 +56,7 @@ class Sender(Stream):
         self.close_reason = ""
         #: Messages dropped and not reported yet.
         self._dropped = 0
-        #: What native threads have sent and the hub has not taken; made for the first.
+        #: Counts what native threads have sent and the hub has not taken. Made when first needed.
         self._underway: Underway | None = None
 
     def send(self, wire: Wire, *, wait: bool = True) -> bool:
@@ -81,7 +81,10 @@ class Sender(Stream):
         return True
 
     def try_send(self, wire: Wire) -> None:
-        """Queue one encoded message if the peer keeps up. Never blocks or raises."""
+        """Queue one encoded message if the peer keeps up. Never blocks, raises nothing.
+
+        Past the outbox's mark the message is dropped, or the connection closed (`slow_consumer`).
+        """
         if not self.is_open:
             return
         if self.outbox.is_busy:
@@ -119,7 +122,7 @@ class Sender(Stream):
                 self.flush_soon()
 
     def _put(self, wire: Wire) -> bool:
-        """Queue it; `False` if a signal handler has closed the connection just now."""
+        """Queue `wire`; `False` if a signal handler has closed the connection meanwhile."""
         outbox = self.outbox
         was_busy, outbox.is_busy = outbox.is_busy, True
         try:
@@ -134,20 +137,20 @@ class Sender(Stream):
             else:
                 self.enqueue(wire)
                 if self.worker.greenlet is not getcurrent():
-                    # Its like comes from the callback that runs, not from whoever sends this.
+                    # Only the running callback may send more that shares this write: do not wait.
                     outbox.flush()
         finally:
             outbox.is_busy = was_busy
         return True
 
     def enqueue(self, wire: Wire) -> None:
-        """Queue what shares a write with its like; the hub flushes it as soon as it gets a turn."""
+        """Queue `wire` without sending it; the hub flushes the outbox soon."""
         self.enqueue_pending()
         self.outbox.enqueue(wire)
         self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Have the hub send what is held when it gets a turn."""
+        """Ask the hub to flush the outbox, once. Never blocks."""
         if not self.is_flush_due:
             self.reactor.loop.run_callback(self._flush_due)
             self.is_flush_due = True
@@ -160,16 +163,19 @@ class Sender(Stream):
     # -- from elsewhere -----------------------------------------------------------------------
 
     def interrupt(self, function: Callable[..., object], *args: object) -> None:
-        """Call it soon: we are a signal handler's or finalizer's, in the middle of a write."""
+        """Call `function` once the write that we have interrupted is over.
+
+        For signal handlers and finalizers that run in the middle of a write. Never blocks.
+        """
         self.reactor.order(self._call_behind_write, function, args)
 
     def _call_behind_write(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
-        while self.outbox.is_busy:  # who has interrupted it has blocked
+        while self.outbox.is_busy:  # the handler that interrupted the write has blocked
             self.reactor.wait_for_turn()
         function(*args)
 
     def _hand_over(self, wire: Wire) -> bool:
-        """What `send` does in a native thread."""
+        """`send` in a native thread: count the bytes and hand them to the loop."""
         with _making:
             if self._underway is None:
                 self._underway = Underway(self.settings.send_queue_size)
@@ -191,7 +197,7 @@ class Sender(Stream):
         self.overrun(underway.missed())
 
     def overrun(self, count: int) -> None:
-        """Native threads had so many messages more for it than the mark allows. Hub's thread."""
+        """Native threads sent `count` messages past the mark: drop them, or close. Hub's thread."""
         if not self.is_open:
             return
         if self.settings.slow_consumer == "drop":
@@ -202,10 +208,14 @@ class Sender(Stream):
     # -- slow consumers -----------------------------------------------------------------------
 
     def _make_room(self, *, wait: bool) -> bool:
-        """See to it that the outbox is below its mark; `False` where the message is dropped."""
+        """Get the outbox below its mark; `False` where the message must be dropped.
+
+        With `wait` it blocks for up to `send_timeout`. Raises `SlowConsumerError` when the peer has
+        been closed for it, `ConnectionClosed` when the connection ended meanwhile.
+        """
         outbox, mark = self.outbox, self.settings.send_queue_size
         outbox.retry()
-        # By the reactor's time: while the loop is held up, nobody hears that the peer reads.
+        # The reactor's time stands still while the loop is held up and cannot see the peer read.
         deadline = self.reactor.now + self.settings.send_timeout
         while self.is_open and outbox.size >= mark:
             if not wait or self.reactor.is_in_hub():
@@ -232,7 +242,7 @@ class Sender(Stream):
             self.metrics.slow_consumers += 1
             why = why or f"{self.outbox.size} bytes wait"
             _log.warning("%s: slow consumer, %s: closing", self.name, why)
-            # It has had its time: nobody's queue lives on by a byte a second.
+            # It has had its time: a peer that reads a byte a second must not keep its queue alive.
             self.start_closing(CloseCode.TRY_AGAIN_LATER, "slow consumer", patience=1)
         return SlowConsumerError(f"{self.name} does not take what is sent to it")
 

@@ -1,12 +1,13 @@
-"""The everyday way of a message: read, handed to its callback, answered; and the state it needs.
+"""The everyday of a connection: a message is read, handed to its callback, and answered.
 
-`Stream` and `Ready` are written twice: here, to be read, and in the C extension (`_extension`),
-which takes their places where it is in use. Names and behaviour are the same; one set of tests runs
-over both. `Connection` derives from `Stream` and does what is not everyday, `Reactor` from `Ready`.
+`Stream` and `Ready` are written twice: here, to be read, and in the C extension (`_extension/`).
+Where the extension is in use its types replace these. Names and behaviour are the same; one set of
+tests runs over both. `Connection` derives from `Stream` and does what is not everyday; `Reactor`
+derives from `Ready`.
 
-What the extension does itself, and Python leaves to others here: it reads whole frames (of which
-`protocol.engine` has all the rules), it answers with `str` and `bytes` (`Connection.reply`), and it
-runs many streams in one task of the pool.
+The extension does itself what these classes leave to others: it reads whole frames (all rules are
+in `protocol.engine`), sends replies that are `str` or `bytes` (here `Connection.reply`), and runs
+many streams in one task of the pool.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ __all__ = ["Answering", "Ready", "Stream", "deliver"]
 
 
 class Answering(Protocol):
-    """Who gets what is not everyday of a callback that `Stream.serve` has run."""
+    """Handles what is not everyday about a callback that `Stream.serve` has run."""
 
     def answer(self, reply: object, worker: Worker, name: str) -> None:
-        """Send what callback `name` returned: not `None`."""
+        """Send `reply`, which callback `name` returned: not `None`, `str` or `bytes`. May block."""
 
     def failed(self, exc: BaseException, worker: Worker, name: str) -> None:
-        """Tell of what callback `name` raised."""
+        """Report what callback `name` raised. May block."""
 
 
 class Ready:
-    """The workers, and the time in seconds: what every stream of one loop asks for."""
+    """What all streams of one loop share: the pool of workers, and `now`, the time in seconds."""
 
     __slots__ = ("now", "pool")
 
@@ -49,15 +50,16 @@ class Ready:
         self.now = 0.0
 
     def resubmit(self) -> None:
-        """Ask for a worker again, should there have been no memory to ask: the pool's tick does."""
+        """Ask again for a worker where asking failed for lack of memory. Called by the clock."""
 
 
 class Stream:
-    """One connection's everyday. Belongs to the thread of its reactor.
+    """One connection: reading, serving and sending everyday messages. For its reactor's thread.
 
-    `fd` is -1 where the extension may neither read nor write the socket itself: under TLS, a trace,
-    a rate, and for clients. `max_size` bounds a message, `mark` what may wait in the outbox, both
-    in bytes; `turn` is in seconds; `window_bits` is the agreed compression's window, 0 without one.
+    `fd` is the socket's descriptor, or -1 where the extension may neither read nor write it: TLS, a
+    trace, a message rate, clients. `max_size` bounds a message, `mark` the outbox, both in bytes.
+    `time_slice`, in seconds, is how long callbacks of one connection run before others are served.
+    `window_bits` is the window of the agreed compression, 0 without one.
     """
 
     __slots__ = (
@@ -105,25 +107,25 @@ class Stream:
         #: What waits to be sent.
         self.outbox = outbox
         self.metrics = metrics
-        #: Messages that wait for a worker, and in reverse those that one is at.
+        #: Messages that wait for a worker; and, in reverse order, those that the worker is at.
         self.inbox: list[Any] = []
         self.due: Due = []
-        #: Who runs a callback of this connection now.
+        #: The worker that runs this connection's callbacks now.
         self.worker: Worker | None = None
         self.window_bits = window_bits
-        #: Bytes that have come, and bytes that have gone without the outbox.
+        #: Bytes received, and bytes sent without the outbox.
         self.bytes_received = self.bytes_written = 0
-        #: When something has come, and when a message has come or gone, in the reactor's time.
+        #: When bytes came last, and when a message came or went last, in the reactor's time.
         self.last_received = self.last_message = reactor.now
-        #: False once nothing may be sent any more.
+        #: False once nothing may be sent.
         self.is_open = True
-        #: The engine is in the middle of something: what comes is for it, as it always is here.
+        #: The engine is in the middle of a message and gets all input. Here it always gets it.
         self.is_engines = False
-        #: Input is left where it is for the moment.
+        #: Reading has paused: input stays in the socket.
         self.is_paused = False
-        #: The last of the peer has come.
+        #: The peer's close frame, or a violation, has come: nothing is read any more.
         self.is_ending = False
-        #: The hub has been asked to send what shares a write.
+        #: The hub has been asked to flush the outbox.
         self.is_flush_due = False
         self._time_slice = time_slice
         self._callbacks: tuple[Any, ...] | None = None
@@ -131,11 +133,11 @@ class Stream:
     # -- reading ------------------------------------------------------------------------------
 
     def receive(self) -> None:
-        """Receive once, without waiting, and have run what has come: a watcher's callback."""
+        """Receive once, without waiting, and ask for a worker: a watcher's callback, in the hub."""
         self.read()
 
     def make_ready(self) -> None:
-        """Have a worker do what is to be done, soon."""
+        """Ask for a worker that does what is to be done. Never blocks."""
         self.reactor.pool.submit(self.work)
 
     # -- serving ------------------------------------------------------------------------------
@@ -158,13 +160,14 @@ class Stream:
         self._timeout = timeout
 
     def stop(self) -> None:
-        """Let go of what `serve_for` has given. Not while it serves."""
+        """Drop the references that `serve_for` was given. Not while `serve` runs."""
         self._callbacks = None
 
     def serve(self, worker: Worker) -> None:
-        """Run the callback for each message that is due and send its reply, as long as a turn is.
+        """Run the callback for each message that is due and send its reply, for one time slice.
 
-        What is not everyday goes to `answer` and `failed` of the member. May block.
+        Other replies go to the member's `answer`, exceptions to its `failed`. In a worker; may
+        block. Raises `RuntimeError` before `serve_for`, and what those two raise.
         """
         if self._callbacks is None:
             raise RuntimeError("serve() before serve_for()")
@@ -195,11 +198,15 @@ class Stream:
     # -- sending ------------------------------------------------------------------------------
 
     def enqueue_pending(self) -> None:
-        """Give the outbox the replies that were to share a write: it has them already."""
+        """Move replies that share a write to the outbox: here they are there already."""
 
 
 def deliver(members: Iterable[Any], prepared: PreparedMessage) -> None:
-    """Send a `PreparedMessage` to the ``connection`` of each of `members`."""
+    """Send a `PreparedMessage` to the ``connection`` of each of `members`: a broadcast's local end.
+
+    In the thread of their reactor. Never blocks: a client whose outbox is past its mark is treated
+    as ``slow_consumer`` says. Raises what `PreparedMessage.wire` raises.
+    """
     for member in members:
         connection = member.connection
         wire = prepared.wire(connection.window_bits)  # what cannot be sent is the caller's mistake

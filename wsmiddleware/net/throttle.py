@@ -1,4 +1,4 @@
-"""How fast a peer may talk: a bucket of messages, and a timer for when it is empty."""
+"""`max_message_rate`: a token bucket of messages, and a timer for when it is empty."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Throttle:
         return int(self._tokens)
 
     def spend(self, count: int) -> None:
-        """That many came."""
+        """Take `count` messages out of the bucket; it may go below zero."""
         self._tokens -= count
 
     def start(self, callback: Callable[[], object]) -> None:
@@ -39,7 +39,7 @@ class Throttle:
         self._timer.start(callback)
 
     def stop(self) -> None:
-        """Call nobody."""
+        """Do not call back any more."""
         if self._timer is not None:
             self._timer.stop()
             self._timer.close()

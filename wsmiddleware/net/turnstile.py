@@ -1,9 +1,9 @@
-"""A few at each turn of the loop: what keeps a crowd of requests from holding everybody else up.
+"""Lets a few greenlets go on in each turn of the loop, so that a crowd does not hold it up.
 
 A hundred handshakes that arrive together are a hundred greenlets that are ready together, and
 gevent runs all of them before it looks at a socket again: 0.1 s in which no message is answered.
-And a greenlet whose peer sends, or reads, as fast as itself never has to wait for it: it would go
-on for as long as that lasts, and nobody else would be served.
+And a greenlet whose peer sends, or reads, as fast as it does never has to wait for the peer: it
+would run on, and nobody else would be served.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["Turnstile"]
 
 
 class Turnstile:
-    """Lets greenlets through, first come, first served: `count` at each turn of the hub's loop.
+    """Lets greenlets through, first come, first served: `count` in each turn of the hub's loop.
 
-    And none, but for one, when those who went through have taken `seconds` of that turn. Belongs to
-    one hub's thread; made before any fork, it finds the hub at its first use.
+    Fewer, but at least one, where those that went through take more than `seconds` of the turn.
+    Belongs to one hub's thread. It may be made before a fork: it finds the hub at its first use.
     """
 
     __slots__ = ("_count", "_end", "_hub", "_left", "_seconds", "_timer", "_waiting")
@@ -40,7 +40,7 @@ class Turnstile:
         """Return at once, or block the calling greenlet until its turn has come."""
         if self._timer is None:
             self._hub = gevent.get_hub()
-            # At the next turn, and a turn looks at the sockets before it looks at its timers.
+            # In the next turn: a turn looks at the sockets before it looks at the timers.
             self._timer = self._hub.loop.timer(0)
             self._timer.start(self._turn)
             self._end = time.monotonic() + self._seconds
@@ -52,7 +52,7 @@ class Turnstile:
         try:
             waiter.get()
         except BaseException:
-            # Stopped while it waited, or when it had just been let through.
+            # It was stopped while it waited, or after it had been let through.
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
             raise

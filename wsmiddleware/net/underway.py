@@ -10,10 +10,10 @@ from gevent import monkey
 
 __all__ = ["OVERHEAD", "Underway", "nap"]
 
-#: What an order holds beside its bytes, in bytes: without it small messages would have no bound.
+#: Bytes that a message counts beside its own: else empty ones would have no bound.
 OVERHEAD = 256
-#: Seconds that a thread gives a loop that is about to take what waits: 1 MiB of small messages is
-#: handed over before the loop has had the interpreter once.
+#: Seconds that a thread waits for a loop that is about to take what waits: a thread can hand over
+#: 1 MiB of small messages before the loop's thread gets the GIL once.
 _MOMENT = 0.05
 
 # Native ones: the calling thread has no hub. Reentrant: the garbage collector may run a finalizer
@@ -28,21 +28,21 @@ def nap() -> None:
 
 
 class Underway:
-    """Counts bytes up to `limit`; one more may begin below it. For any thread."""
+    """Counts bytes. Below `limit` one more message, of any size, is let in. For any thread."""
 
     __slots__ = ("_is_full", "_limit", "_lock", "_missed", "size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = _make_lock()
-        #: The loop was given its moment, and took nothing since.
+        #: `_MOMENT` has passed in vain, and the loop has taken nothing since.
         self._is_full = False
         self._missed = 0
         #: Bytes that are under way.
         self.size = 0
 
     def add(self, size: int) -> bool:
-        """Count so many; `False` when the limit is reached. What has no size is always taken."""
+        """Count `size` bytes; `False` when the limit is reached. A size of 0 is always let in."""
         with self._lock:
             if size and self.size >= self._limit:
                 return False
@@ -50,7 +50,7 @@ class Underway:
             return True
 
     def add_soon(self, size: int) -> bool:
-        """The same, but when it finds no room the thread lets the loop have a moment, once."""
+        """As `add`, but at the limit block the native thread for a moment, once."""
         deadline = time.monotonic() + _MOMENT
         while not self.add(size):
             if self._is_full or time.monotonic() > deadline:
@@ -60,19 +60,19 @@ class Underway:
         return True
 
     def taken(self, size: int) -> None:
-        """The loop has taken so many."""
+        """The loop has taken `size` bytes."""
         with self._lock:
             self.size -= size
         self._is_full = False
 
     def miss(self) -> bool:
-        """There was no room for one: `True` when nobody has been told of such since `missed`."""
+        """Count a message that found no room; `True` for the first one since `missed`."""
         with self._lock:
             self._missed += 1
             return self._missed == 1
 
     def missed(self) -> int:
-        """For how many there was no room, since the last call."""
+        """How many messages found no room since the last call."""
         with self._lock:
             count, self._missed = self._missed, 0
             return count

@@ -45,10 +45,10 @@ _NAME = "permessage-deflate"
 _MEMORY_LEVEL = 5
 #: zlib's fastest: 16 KiB of JSON in 40 % of the time of its default, with 8 % more bytes.
 _LEVEL = 1
-#: The tail that the sender took off, and a final block: only at the end of a block it ends zlib's
-#: stream, which else does not tell where it is.
+#: The tail that the sender took off (RFC 7692 section 7.2.1), and a final block. The final block
+#: ends zlib's stream only where a block has ended: so an incomplete message is noticed.
 _END = b"\x00\x00\xff\xff" + b"\x01\x00\x00\xff\xff"
-#: Bytes of a request's header whose answer is remembered: what peers sent is kept if it is small.
+#: The answers to offers of up to so many bytes are cached: no more of what peers sent is kept.
 _MAX_KNOWN_SIZE = 256
 _MAX_RESTARTS = 32
 _WINDOW_BITS = {str(bits): bits for bits in range(8, 16)}
@@ -159,8 +159,8 @@ def compress(payload: bytes, window_bits: int) -> bytes | None:
 
 def decompress(data: bytes, limit: int) -> bytes:
     """Decompress one whole message (RFC 7692 section 7.2.2); errors as of `Inflater.feed`."""
-    # The everyday message, all of it by one call of zlib: half of what 1 KiB takes beside zlib's
-    # own time. What is odd about any other one, `Inflater` knows.
+    # The everyday message: one call of zlib, which halves what 1 KiB costs beside zlib's own time.
+    # Everything else is left to `Inflater`.
     stream = zlib.decompressobj(wbits=-15)
     try:
         output = stream.decompress(data + _END, limit + 1)

@@ -79,8 +79,8 @@ _VIEW_SIZE = 4096
 _MAX_ASSEMBLED = 262144
 
 
-#: From this size on header and payload go out apart: 64 KiB cost a tenth less. Text of fewer
-#: characters always fits the header of 16 bits.
+#: From this size on header and payload are not copied together: saves 10 % of 64 KiB, batch 1. Text
+#: of fewer characters always fits a length of 16 bits.
 _APART_SIZE = 16384
 
 
@@ -314,8 +314,8 @@ class Engine:
         """The same as `encode`, but a large payload is not copied once more behind its header."""
         kind = type(data)
         if self.is_plain and (kind is str or kind is bytes) and len(data) < _APART_SIZE:
-            # The everyday message without four more calls: 4 % of sixteen small ones at once, 10 %
-            # of sixteen of 1 KiB.
+            # The everyday message, without four more calls: saves 4 % of 32 B, batch 16, and
+            # 10 % of 1 KiB, batch 16.
             if kind is str:
                 payload, first, short = data.encode(), _TEXT, _SHORT_TEXT  # type: ignore[union-attr]
             else:
