@@ -17,16 +17,16 @@ from wsmiddleware.protocol.framing import is_trailer, parse_chunk_size
 
 __all__ = ["Body", "BodyError", "check_chunks", "is_broken"]
 
-# Read at once: a length that a peer only claims takes no memory.
+# Bytes read at once: a length that a peer claims reserves no memory.
 _PIECE = 65536
 
-# A chunk's size with its extensions, and all trailers together.
+# Largest line of a chunk's size with its extensions; largest size of all trailers.
 _MAX_CHUNK_LINE = 8192
 _MAX_TRAILERS = 65536
 
 
 class BodyError(pywsgi._InvalidClientInput, ClientDisconnected):  # type: ignore[misc]
-    """A body that is none: an `OSError`, and a werkzeug exception with status 400."""
+    """A body that breaks the rules: an `OSError`, and a werkzeug exception with status 400."""
 
     def __init__(self, reason: str) -> None:
         OSError.__init__(self, reason)
@@ -38,7 +38,7 @@ class BodyError(pywsgi._InvalidClientInput, ClientDisconnected):  # type: ignore
 
 
 class _Truncated(BodyError):
-    """What has come so far is right, but it is not all."""
+    """A body that ended too early; what came of it is right."""
 
 
 class Body(pywsgi.Input):  # type: ignore[misc]
@@ -125,7 +125,7 @@ class Body(pywsgi.Input):  # type: ignore[misc]
 
 
 def is_broken(body: Any) -> bool:
-    """True once reading a request's ``wsgi.input`` has failed: what comes behind is no request."""
+    """True once reading a request's ``wsgi.input`` has failed: what follows is no request."""
     return isinstance(body, Body) and bool(body._chunked_input_error)
 
 

@@ -1,4 +1,4 @@
-"""What bounds the requests of a connection: how long they wait, or go on, whom an error hits.
+"""Bounds the requests of a connection: how long they may wait or go on, and whom an error hits.
 
 `BoundedHandler` stands between our handler and its reading, and `Limits` belong to the server.
 """
@@ -20,7 +20,7 @@ from wsmiddleware.reading import RequestReader
 
 __all__ = ["BoundedHandler", "Limits", "limits_of", "report"]
 
-# Seconds of a turn of the loop for what flows without a wait: bodies and responses.
+# Seconds in one turn of the loop for all bodies and responses that flow without a wait.
 _FLOW_TIME = 0.005
 
 _TIMEOUT_RESPONSE = (
@@ -31,7 +31,7 @@ _TIMEOUT_RESPONSE = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long the connections of one server may keep their greenlets waiting, or the others."""
+    """How long connections of one server may keep their own greenlets, or all others, waiting."""
 
     #: For a request's head, from the accept or from the first byte of a later one.
     heads: Limit
@@ -39,7 +39,7 @@ class Limits:
     idle: Limit
     #: For the peer to take anything of a response.
     sends: Limit
-    #: Gives the loop its turn while a body or a response goes on without a wait.
+    #: Lets the loop go on while a body or a response flows without a wait.
     flow: Turnstile = field(default_factory=lambda: Turnstile(_FLOW_TIME))
 
 
@@ -55,7 +55,7 @@ class BoundedHandler(RequestReader):
     send_timeout: float = 5.0
 
     code: int | None
-    #: Something of the request has come.
+    #: True once a byte of the request has come.
     _has_begun = False
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
@@ -77,7 +77,7 @@ class BoundedHandler(RequestReader):
             self._limits.idle.end()
 
     def read_requestline(self) -> str:
-        """Wait for a request, for a later one `keep_alive` seconds; its first byte starts a clock.
+        """Wait for a request: a later one for `keep_alive` seconds. The first byte starts a clock.
 
         That of the first has been started by the accept, under our server.
         """
@@ -100,13 +100,13 @@ class BoundedHandler(RequestReader):
         return super().read_requestline()
 
     def read_request(self, raw_requestline: str) -> bool:
-        """Read the rest of the head. Its clock stops here, a body is the application's."""
+        """Read the rest of the head, and stop its clock: a body is for the application to read."""
         is_read = super().read_request(raw_requestline)
         self._limits.heads.end()
         return is_read
 
     def handle_one_response(self) -> None:
-        """Call the application; a peer that sends without a pause holds nobody else up."""
+        """Call the application; a peer that sends without a break does not hold the loop up."""
         if self._source is not None:
             self._source.gate = self._limits.flow.go_through
         try:
@@ -129,13 +129,13 @@ class BoundedHandler(RequestReader):
         return environ
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the response; one that goes on gives way to others."""
+        """Send a piece of the response; a long one lets others go on in between. Blocks."""
         if self.headers_sent:
             self._limits.flow.go_through()
         super().write(data)
 
     def send_all(self, data: bytes) -> None:
-        """Send it, as long as the peer goes on to take some of it; `Stalled` else. Blocks."""
+        """Send all of it. Blocks while the peer takes some; raises `Stalled` when it stops."""
         limits = self._limits
         try:
             send_all(self.socket, data, limits.sends, limits.flow)

@@ -78,7 +78,7 @@ class HandlerUpgrade:
             park(self._parked, closed)
 
     def forget(self) -> None:
-        """Let go of the handler; an environ that is kept must not keep it alive."""
+        """Drop the handler, so that an environ that somebody keeps does not keep it alive."""
         self._handler = None
 
 
@@ -105,16 +105,16 @@ class LazyWebSocket(WebSocket):  # type: ignore[misc]
         return getattr(self, name)
 
     def __del__(self) -> None:
-        # The stock one closes here; what was never used must not upgrade in order to close.
+        # gevent-websocket's closes here. One that was never used must not upgrade just to close.
         self.handler = None
 
 
 class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[misc]
     """Serves the requests of one connection until one of them takes the connection over."""
 
-    #: The request has been answered by a 101: what the application responds is dropped.
+    #: True once a 101 was sent: what the application responds is dropped.
     has_switched = False
-    #: The socket has been handed over to a connection and must not be closed here.
+    #: True once the socket belongs to a connection: it must not be closed here.
     is_detached = False
     #: gevent-websocket's object for this request, once it has been used.
     websocket: LazyWebSocket | None = None
@@ -144,7 +144,7 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
             self._discard_body()
 
     def _discard_body(self) -> None:
-        """Read what nobody has read of the body, for as long as a request may take to come."""
+        """Read the unread rest of the body, for as long as a request may take to come. Blocks."""
         body = self.wsgi_input
         if is_broken(body):
             self.close_connection = True
@@ -168,14 +168,14 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
             return self.write
         is_last = not self._limits.idle.seconds or getattr(self.server, "is_draining", False)
         if _wants_upgrade(self.environ):
-            # What follows may be frames and must not be parsed as the next request; nor is a body
-            # waited for, of which a handshake has none.
+            # What follows may be frames: do not parse it as a request. And do not wait for a body:
+            # a handshake has none.
             is_last = True
             self._forget_body()
         if is_last:
             headers = _with_close(headers)
             self.close_connection = True
-        # Not the stock one: it takes every response of a request with wsgi.websocket for a 101.
+        # Not gevent-websocket's: that takes all responses of requests with wsgi.websocket for 101s.
         pywsgi.WSGIHandler.start_response(self, status, headers, exc_info)
         return self.write
 
@@ -222,7 +222,7 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
         if keeps_tls or not isinstance(transport, TlsTransport):
             self.is_detached = True
             self.socket = None
-        # It counts as a user of the socket, whose close() would wait for the last of them.
+        # It counts as a user of the socket: close() would wait until the last user is gone.
         self.rfile.close()
         return transport, pending
 
@@ -248,7 +248,7 @@ class WebSocketHandler(BoundedHandler, StockWebSocketHandler):  # type: ignore[m
 
     @property
     def _client_key(self) -> object:
-        # The stock one's; at a Unix socket all peers have the same address, which is none.
+        # As in gevent-websocket. At a Unix socket no peer has an address.
         return self.client_address or id(self)
 
     def _finish_websocket(self, environ: dict[str, Any]) -> None:

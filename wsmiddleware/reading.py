@@ -1,4 +1,4 @@
-"""How the handler reads a request: a head within limits, parsed by rules that leave no doubt.
+"""How the handler reads a request: a head within limits, parsed by unambiguous rules.
 
 `RequestReader` stands between our handler and pywsgi's. It gathers the bytes, however they are cut;
 what they mean is decided in `wsmiddleware.protocol.head` and `wsmiddleware.protocol.framing`.
@@ -33,7 +33,7 @@ from wsmiddleware.protocol.head import (
 
 __all__ = ["RequestReader", "Source", "read_until"]
 
-# A line's end, and the empty line that ends a head, which may be its first.
+# The end of a line; the empty line that ends a head (it may be the first line).
 _LINE_END = re.compile(rb"\n")
 _HEAD_END = re.compile(rb"(?:\A|\n)\r?\n")
 _END_SIZE = len(b"\n\r\n")
@@ -44,7 +44,7 @@ _OWN_KEYS = frozenset({"HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"})
 # The first byte of a TLS handshake; no method begins with it.
 _TLS = b"\x16"
 
-# What is still read of a request that has been refused, in seconds and bytes.
+# For how many seconds, and up to how many bytes, the rest of a refused request is read.
 _LINGER_TIME = 1.0
 _LINGER_SIZE = 2**20
 
@@ -57,7 +57,7 @@ class Source(io.RawIOBase):
     Unlike `makefile`, it is no user of the socket whom a close() would have to wait for.
     """
 
-    #: Called before each look at the socket, where given: it may block.
+    #: Called before each read of the socket, where given. It may block.
     gate: Callable[[], None] | None = None
 
     def __init__(self, sock: Any) -> None:
@@ -90,7 +90,7 @@ class Source(io.RawIOBase):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Read nothing within: a reader finds what it has buffered."""
+        """Read nothing from the socket in this block: a reader gets what it has buffered."""
         self._sock, sock = None, self._sock
         try:
             yield
@@ -99,7 +99,7 @@ class Source(io.RawIOBase):
 
 
 class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
-    """Reads the requests of one connection; what is wrong with one is answered and logged here."""
+    """Reads the requests of one connection; answers and logs what is wrong with one."""
 
     #: What a request's head may be.
     head_limits = HeadLimits()
@@ -151,11 +151,11 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         if b"\n" in self.rfile.peek():
             line: bytes = self.rfile.readline(size + 1)
             return line
-        # Not readline: it keeps what comes byte by byte at forty times its size.
+        # Not readline(): where bytes come one by one it takes forty times their size.
         return read_until(self.rfile, _LINE_END, size)
 
     def read_preamble(self) -> None:
-        """Take what stands before a request line. Raises `HeadError` for what is no HTTP at all."""
+        """Read what comes before a request line. Raises `HeadError` for what is no HTTP at all."""
         if self.rfile.peek(1)[:1] == _TLS:
             raise HeadError(HTTPStatus.BAD_REQUEST, _TLS_REASON)
 
@@ -221,7 +221,7 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         ]
 
     def _handle_client_error(self, error: Exception) -> Any:
-        """One line in the log for a request that is none, and what to answer."""
+        """Log an invalid request in one line; give the answer."""
         if isinstance(error, BodyError):
             error = HeadError(HTTPStatus.BAD_REQUEST, str(error))
         if isinstance(error, HeadError):
@@ -233,7 +233,7 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
         return super()._handle_client_error(error)
 
     def _refuse(self, status: str, response: bytes) -> None:
-        """Send an answer that is none of the application's; the connection ends behind it."""
+        """Send an answer of our own, after which the connection ends."""
         self.status, self._orig_status = status, None  # the log would show the last request's
         self._send_last(response)
         self.time_finish = time.time()
@@ -245,7 +245,7 @@ class RequestReader(pywsgi.WSGIHandler):  # type: ignore[misc]
             self._sendall(response)
 
     def _linger(self) -> None:
-        """Read on for a moment: a reset for what is left unread could take the answer with it."""
+        """Read on for a moment: closing with unread input sends a reset, which loses the answer."""
         if isinstance(self.socket, gevent.ssl.SSLSocket):
             return  # it cannot be shut down one way, so that the peer would wait for us
         with contextlib.suppress(OSError), gevent.Timeout(_LINGER_TIME, False):

@@ -26,8 +26,8 @@ from wsmiddleware.settings import Settings
 
 __all__ = ["Registry"]
 
-#: Clients closed at once, and seconds until the next ones: so ten thousand do not all come back in
-#: one instant, and the loop gets its turn.
+#: Clients closed in one batch, and seconds until the next batch: so ten thousand do not reconnect
+#: in one instant, and the loop is not held up.
 _BATCH = 100
 _BATCH_INTERVAL = 0.025
 
@@ -46,7 +46,7 @@ class Registry:
 
     def __init__(self, settings: Settings, metrics: Metrics, prefix: str) -> None:
         self.channels: dict[str, Channel] = {}
-        #: True once it goes down: nobody new is let in.
+        #: True once the process goes down: nobody new is let in.
         self.is_draining = False
         self._settings = settings
         self._metrics = metrics
@@ -74,7 +74,7 @@ class Registry:
             try:
                 yield file.stem, self.add(file.stem, load_file(file))
             except WebSocketError as exc:
-                # Of a class's own idle_timeout it is a ConfigError; broken is the listener.
+                # A class's own idle_timeout raises ConfigError; it is the listener that is broken.
                 yield file.stem, exc if isinstance(exc, ListenerError) else ListenerError(str(exc))
 
     def add(self, name: str, listener_class: type[WebSocketListener]) -> Channel:
@@ -131,7 +131,7 @@ class Registry:
 
     @property
     def unfinished(self) -> int:
-        """Connections that hold a place: arriving, open, with callbacks or the socket to end."""
+        """Connections that take a place: arriving, open, or with callbacks or a socket to end."""
         channels = tuple(self.channels.values())
         listed = sum(len(channel.unfinished) + len(channel.lingering) for channel in channels)
         return listed + self._arriving
@@ -143,17 +143,17 @@ class Registry:
 
     # Two calls, no context manager: saves 4 % of a connect.
     def arrive(self) -> None:
-        """Hold a place for a connection that is not listed yet, for to send a 101 may block."""
+        """Reserve a place for a connection that is not listed yet: sending the 101 may block."""
         self._arriving += 1
 
     def arrived(self) -> None:
-        """It is listed, or will not be: give the place back."""
+        """Give the place back: the connection is listed, or will never be."""
         self._arriving -= 1
         self._settled.set()
 
     @property
     def reactor(self) -> Reactor:
-        """What all connections run on; made at the first, after any fork, in its thread."""
+        """The reactor of all connections; made for the first one, after any fork, in its thread."""
         if self._reactor is None:
             self._reactor = Reactor(step_for(*self._timeouts()), self._metrics.progress)
         return self._reactor
@@ -163,7 +163,7 @@ class Registry:
         return self._reactor is None or self._reactor.is_here()
 
     def _timeouts(self) -> list[float]:
-        """What has to be kept by the clock, in seconds; 0 is never."""
+        """The time-outs that the clock serves, in seconds; 0 is never."""
         row = self._settings
         times = [row.request_timeout, row.ping_interval, row.ping_timeout]
         times += [row.close_timeout, row.send_timeout]
@@ -182,7 +182,7 @@ class Registry:
             self._close_all(code, reason, timeout)
             while not self._is_settled():
                 self._wait_for_change()
-                # Again: what was arriving may have been listed meanwhile.
+                # Again: connections that were arriving may have been listed meanwhile.
                 self._close_all(code, reason, timeout)
         for channel in tuple(self.channels.values()):
             for member in (*channel.unfinished, *channel.lingering):

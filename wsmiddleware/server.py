@@ -56,31 +56,31 @@ __all__ = [
     "serve",
 ]
 
-# What holds without a middleware in the process.
+# Defaults where the process has no middleware.
 _GRACE_PERIOD = 5.0
 
-# Requests that begin at one turn of the loop, and seconds that they may take of it; one is about a
-# millisecond.
+# Requests that begin in one turn of the loop, and seconds of it that they may take. One request
+# takes about a millisecond.
 _REQUESTS_PER_TURN = 8
 _REQUESTS_TIME = 0.008
 
 # What accept() says when there is no room for another connection.
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# Seconds until it is tried again, and those without it after which it is news once more.
+# Seconds until accept() is tried again; seconds without the error after which it is logged again.
 _ACCEPT_PAUSE = 0.1
 _ACCEPT_NEWS = 60.0
 
-# Of the descriptors that the process may have, those that connections without a request leave to
-# the others, to files and to databases: a twentieth, but so many at least.
+# Descriptors that connections without a request leave free for other connections, files and
+# databases: a twentieth of the limit, but so many at least.
 _MIN_SPARE = 8
 
 # How an IPv6 socket tells an IPv4 address.
 _MAPPED = "::ffff:"
 
-# Exit status after a second Ctrl-C, as a shell gives it to what SIGINT has killed.
+# Exit status after a second Ctrl-C: the one that a shell reports for SIGINT.
 _INTERRUPTED = 128 + signal.SIGINT
 
-# Seconds that its last lines get at such an end.
+# Seconds that the log gets for its last lines then.
 _LAST_LINES = 0.1
 
 
@@ -109,7 +109,7 @@ class Handlers:
         self._ended.wait(timeout)
 
     def close(self) -> None:
-        """Keep no greenlets: those that idle end soon, the others with their handlers.
+        """Keep no greenlets: idle ones end soon, the others after their handlers.
 
         From any greenlet of the hub's thread; never blocks.
         """
@@ -146,13 +146,13 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
 
     handler_class = WebSocketHandler
 
-    #: Connections accepted at one turn of the loop; gevent's hundred would hold everybody else up.
+    #: Connections accepted in one turn of the loop. gevent's default of 100 would hold the loop up.
     max_accept = 16
 
-    #: Tells the handler that a TLS socket it has detached is not closed behind it.
+    #: Tells the handler that a TLS socket stays open once it was detached.
     keeps_detached_tls = True
 
-    #: No further request on any connection is welcome.
+    #: True once no connection may send a further request.
     is_draining = False
 
     #: As the settings; the handler's own when None. Not to be changed once somebody has connected.
@@ -212,7 +212,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
             self.handlers.close()
 
     def take_settings(self, keep_alive: float | None = None) -> None:
-        """Take the settings of this process's middlewares, of several the least; once at start.
+        """Take the settings of this process's middlewares, the least of each. Once, at the start.
 
         What has been set before stays. `keep_alive` is what gunicorn says in place of theirs.
         """
@@ -243,7 +243,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
             super().start_accepting()
 
     def _do_read(self) -> None:
-        """Accept connections. Whatever it raises, more are: gevent would stop looking for them."""
+        """Accept connections. Raises nothing: gevent would stop accepting."""
         try:
             super()._do_read()
         except Exception as exc:
@@ -258,13 +258,13 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
                 raise
             self._wait_for_room(exc)
             return None
-        # Descriptors are given out from below: the number tells that the others are taken.
+        # The system gives out the lowest free descriptor: a high number means few are left.
         if accepted is not None and accepted[0].fileno() >= _room():
             return self._make_room(*accepted)
         return accepted
 
     def _make_room(self, sock: Any, address: Any) -> Any:
-        """End who has waited longest without a request; what was accepted takes its descriptor."""
+        """End the connection that has been without a request for longest, to free a descriptor."""
         limits = limits_of(self)
         if not (limits.idle.drop_oldest() or limits.heads.drop_oldest()):
             return sock, address
@@ -283,7 +283,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         self._last_crowd = now
 
     def _wait_for_room(self, exc: OSError) -> None:
-        """Leave who comes in the backlog for a moment: the socket stays readable, the loop spun."""
+        """Stop accepting for a moment: the socket stays readable, and the loop would spin."""
         now = time.monotonic()
         if now - self._last_without_room >= _ACCEPT_NEWS:
             _logger.error(
@@ -298,7 +298,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve one plain connection; blocks until it is closed or detached."""
-        # From the accept on: the clock of the first request runs.
+        # The clock of the first request starts at the accept.
         limits_of(self).heads.begin()
         self._serve(self._make_handler(sock, address))
 
@@ -320,7 +320,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         try:
             handler.handle()
         except BaseException as exc:
-            # Past what the handler catches: of a log's handler, say. It ends this connection only.
+            # An error past the handler, of a log's handler for one: only this connection ends.
             report(handler.client_address, type(exc), exc, exc.__traceback__)
         finally:
             self._serving.discard(handler)
@@ -329,7 +329,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         """The TLS socket after its handshake, or None when there was none in time."""
         heads, ssl_socket, is_secure = limits_of(self).heads, None, False
         try:
-            # In two steps: what ends the second one finds a socket to close.
+            # In two steps, so that there is a socket to close if the second one is ended.
             options = {**self.ssl_args, "do_handshake_on_connect": False}
             ssl_socket = self.wrap_socket(client_socket, **options)
             ssl_socket.do_handshake()
@@ -337,7 +337,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
         except Late:
             _logger.debug("no TLS handshake with %s in %g s", address, heads.seconds)
         except OSError as exc:
-            # A port scan or a plain http:// request is no event for the operator.
+            # No warning: port scans and plain http:// requests are everyday.
             _logger.debug("TLS handshake with %s failed: %s", address, exc)
         finally:
             if not is_secure:
@@ -354,7 +354,7 @@ class WSGIServer(pywsgi.WSGIServer):  # type: ignore[misc]
             stop_reading(handler)
 
     def release_websockets(self) -> None:
-        """End what applications hold by ``wsgi.websocket``: their next read is the end."""
+        """End the WebSockets that applications have by ``wsgi.websocket``: they read the end."""
         for client in list(self.clients.values()):
             if client.ws.handler is not None:
                 stop_reading(client.ws.handler)
@@ -399,7 +399,7 @@ def _room() -> int:
 
 
 def head_limits() -> HeadLimits | None:
-    """What a request's head may be: the least of this process's middlewares, None without any."""
+    """The limits of a request's head: the least of this process's middlewares; None without any."""
     sizes = [each.settings.max_head_size for each in info.middlewares()]
     return HeadLimits(size=min(sizes)) if sizes else None
 
@@ -429,7 +429,7 @@ def serve(
     server.take_settings()
     server.start()
     previous = {
-        # Not gevent's own: they wait for the loop, which a callback that never yields holds up.
+        # Not gevent's signal watchers: a callback that never yields would hold them up.
         number: signal.signal(number, lambda number, frame: _stop(stopping, number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }

@@ -130,11 +130,11 @@ class Upkeep:
         self.connection: Connection | None = None
         self.response: Response | None = None
         self.subprotocol: str | None = None
-        #: Messages go to the connection; else they wait for the next one, or are refused.
+        #: True while messages go to the connection; else they are queued, or refused.
         self.is_ready = False
-        #: There will be no next one.
+        #: True once no further connection will be made.
         self.is_stopping = False
-        #: Set when no callback will come any more.
+        #: Set when no further callback will run.
         self.done = Event()
         self.offline: OfflineQueue | None = None
         self._loop = loop
@@ -178,18 +178,18 @@ class Upkeep:
             raise ConnectionClosed(connection.close_code, "offline_queue_size is reached")
 
     def stop(self, code: int, reason: str) -> None:
-        """Close, and let no connection follow. Never blocks; once is enough."""
+        """Close for good: no reconnect. Never blocks. A second call does nothing."""
         if self.is_stopping:
             return
         self.is_stopping = True
         self.is_ready = False
-        # In the hub: only there is it certain where the attempts are just then.
+        # In the hub: only there the state of the attempts is certain.
         self._loop.reactor.loop.run_callback(self._interrupt)
         if self.connection is not None:
             self.connection.close(code, reason)
 
     def _interrupt(self) -> None:
-        """End the wait for the next attempt, or the attempt itself; no callback is broken off."""
+        """End the wait for the next attempt, or the attempt; no running callback is ended."""
         if self._attempts is not None and self._is_interruptible:
             self._attempts.throw(GreenletExit)
 
@@ -258,19 +258,19 @@ class Upkeep:
                 self._finish()
 
     def _attempt_told(self) -> bool:
-        """The same as `_attempt`; of what it raises `on_error` is told."""
+        """As `_attempt`, but what that raises goes to `on_error`."""
         try:
             return self._attempt()
         except (GreenletExit, KeyboardInterrupt):
             self.is_stopping = True
             raise
-        # Whatever it is, somebody waits for the next attempt or for the end.
+        # Every exception: somebody waits for the next attempt or for the end.
         except BaseException as exc:
             self.notifier.error("connect", exc)
             return False
 
     def _attempt(self) -> bool:
-        """Wait, then connect; `False` when there have been attempts enough."""
+        """Wait, then connect; `False` after the last attempt that is allowed."""
         assert self._backoff is not None
         delay = self._backoff.next()
         if delay is None:
@@ -339,7 +339,7 @@ class _Events:
         pass  # nobody waits for that
 
     def forked(self) -> None:
-        """The client is told itself."""
+        """Nothing: the client itself is told."""
 
     def closed(self, worker: Worker) -> None:
         try:
@@ -369,7 +369,7 @@ class _Events:
         )
 
     def _diagnose(self) -> tuple[ErrorType, WebSocketError | None]:
-        """What was wrong with the connection, if anything was, that we did not end ourselves."""
+        """The error of a connection that we did not end ourselves, if there was one."""
         connection = self._connection
         failure = connection.failure
         if failure is not None:

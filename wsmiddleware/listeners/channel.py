@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel"]
 
-# The real one: native threads join groups too. It is held for a few instructions, never over a
-# switch; reentrant, should the garbage collector run somebody's finalizer meanwhile.
+# Not gevent's: native threads join groups too. It is taken for a few instructions, never over a
+# switch of greenlets. Reentrant, because the garbage collector may run a finalizer meanwhile.
 _make_lock: Callable[[], AbstractContextManager[object]] = monkey.get_original("_thread", "RLock")
 
 
@@ -64,11 +64,11 @@ class Channel:
         self.forked()
 
     def forked(self) -> None:
-        """Nobody is here yet: at the beginning, and in a forked child, whatever was under way."""
+        """Start without connections: at the beginning, and in a forked child."""
         self.unfinished.clear()
         self._members: dict[WsClient, Instance] = {}
         self._groups: dict[str, dict[WsClient, Instance]] = {}
-        # Held where `_members` and `_groups` change together.
+        # Taken where `_members` and `_groups` change together.
         self._lock = _make_lock()
         self._edges = Edges(self)
         #: The edge that whoever opens now has to wait for.
