@@ -35,7 +35,7 @@ __all__ = ["CommandError", "cli", "load_app", "main"]
 # Where it listens unless it is told otherwise.
 _HOST, _PORT = "127.0.0.1", 8000
 
-# Seconds after the grace period for what the application has registered for the exit.
+# Seconds after the drain for what the application has registered to run at exit.
 _EXIT_SECONDS = 1.0
 
 
@@ -190,11 +190,11 @@ def _tls_context(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | 
             raise CommandError(f"{option} {file}: no such file")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # Without a password OpenSSL would ask for it at the terminal.
+        # OpenSSL would ask for a missing password at the terminal.
         context.load_cert_chain(certfile, keyfile, password="")
     except (OSError, ValueError) as exc:
         files = " and ".join(filter(None, (certfile, keyfile)))
-        # For all of these OpenSSL says "PEM lib", and has no reason.
+        # OpenSSL gives no reason: for each of these errors it says "PEM lib".
         reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or exc
         if isinstance(exc, ssl.SSLError) and not exc.reason:
             reason = "a certificate or an unencrypted key is missing, or not in PEM format"
@@ -215,7 +215,7 @@ def _serve(
 
     address = listener.getsockname()
     host = host or (address[0] if isinstance(address, tuple) else "")
-    # SERVER_NAME: without it gevent asks the DNS.
+    # Without SERVER_NAME gevent would ask the DNS.
     options: dict[str, Any] = {"environ": {"SERVER_NAME": host, "wsgi.multithread": True}}
     if context is not None:
         options["ssl_context"] = context
@@ -240,7 +240,7 @@ def _exit_within(seconds: float, status: int) -> None:
     """End the process even if a thread of the application, which is no daemon, would keep it."""
     from gevent import monkey
 
-    # Native ones: the hub may not turn any more.
+    # Native ones: the loop may not run any more.
     sleep = monkey.get_original("time", "sleep")
 
     def wait() -> None:
@@ -297,7 +297,7 @@ def _channels() -> list[str]:
 
 
 def _notes() -> Iterator[str]:
-    """What a start without any channel says: somebody meant to have one."""
+    """The warning at a start without any channel: somebody meant to have one."""
     from wsmiddleware import info
 
     if not info.middlewares():
@@ -332,7 +332,7 @@ def _check_app(spec: str) -> int:
 def _check_directory(directory: str | None) -> int:
     set_up_logging()
     file = Path(os.environ.get("WSMIDDLEWARE_CONFIG") or "websocket.json")
-    # To check makes no file.
+    # `check` must not write a file.
     is_made = file.exists() or not file.parent.is_dir()
     overrides = {} if directory is None else {"directory": directory}
     settings = load_settings(None if is_made else False, overrides)

@@ -150,7 +150,7 @@ class WebSocketClient:
         *,
         wait: bool = True,
     ) -> None:
-        """Send what is queued, then close; no connection follows. Once is enough.
+        """Send what is queued, then close for good. A second call does nothing.
 
         Blocks until the server has answered and `on_close` has run, ``close_timeout`` for each at
         most. With ``wait=False``, in a callback of this client and in another thread it only
@@ -168,7 +168,7 @@ class WebSocketClient:
         seconds = self._options.close_timeout
         connection = upkeep.connection
         while not upkeep.done.is_set() and connection and not connection.is_closed:
-            # It ends by its own time-out, which stands still while the server takes what waits.
+            # It ends by its own time-out, which does not run while the server reads what waits.
             upkeep.done.wait(seconds)
         upkeep.done.wait(seconds)
 
@@ -213,7 +213,7 @@ class WebSocketClient:
         connection.send(wire)
 
     def _refuse_if_closed(self, *, is_queued: bool) -> None:
-        """What a native thread can be told at once; the rest goes to `on_error`."""
+        """Raise what a native thread can be told at once; other errors go to `on_error`."""
         is_over = self._upkeep.is_stopping or self._upkeep.done.is_set()
         if is_over or not (is_queued or self.is_open()):
             raise ConnectionClosed(self.close_code, self.close_reason)

@@ -39,7 +39,7 @@ __all__ = ["connect"]
 
 _PROMPT = "> "
 _MAX_MESSAGE_SIZE = 2**26
-#: Seconds for the pong that tells the server's greeting from its answer.
+#: Seconds to wait for the pong that separates the server's greeting from its answer.
 _FENCE_TIMEOUT = 1.0
 _SHOWN_BYTES = 32
 _SHOWN_CHARACTERS = 65536
@@ -101,7 +101,7 @@ def connect(
 
 
 def _open_what_is_closed() -> None:
-    """Take a standard stream that is closed (``<&-``), where Python has None, for /dev/null."""
+    """Use /dev/null for a standard stream that is closed (``<&-``): Python has None there."""
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115  (until the process ends)
     if sys.stdout is None:
@@ -124,10 +124,10 @@ class _Screen:
 
     def __init__(self, *, is_prompting: bool) -> None:
         self.is_prompting = is_prompting
-        #: A prompt stands there, and something may have been typed behind it.
+        #: True while the prompt is shown, maybe with typed text after it.
         self.is_reading = False
         self._is_terminal = sys.stdout.isatty()
-        # A message is shown in one line, or goes down the pipe as it came.
+        # At a terminal a message is shown in one line; in a pipe it goes on as it came.
         self._readline: Any = None
         self._saved: Any = None
         if is_prompting:
@@ -139,7 +139,7 @@ class _Screen:
                 self._saved = termios.tcgetattr(sys.stdin.fileno())
 
     def message(self, message: str | bytes) -> None:
-        """What arrived."""
+        """Show a message that arrived."""
         kind = "text" if isinstance(message, str) else "binary"
         data = message.encode() if isinstance(message, str) else message
         head = f"< {_now()} {kind} {len(data)} B"
@@ -151,14 +151,14 @@ class _Screen:
         sys.stdout.buffer.flush()
 
     def sent(self, message: str | bytes) -> None:
-        """What was sent, unless the line that was typed says so."""
+        """Show a message that was sent, unless it is on the screen as the typed line."""
         if not self.is_prompting:
             kind = "text" if isinstance(message, str) else "binary"
             size = len(message.encode() if isinstance(message, str) else message)
             self.note(f"> {_now()} {kind} {size} B")
 
     def note(self, text: str) -> None:
-        """Something that is no message."""
+        """Show a line that is no message."""
         if self.is_prompting:
             self._line(text)
         else:
@@ -170,14 +170,14 @@ class _Screen:
             sys.stdout.flush()
             return
         typed = _PROMPT + (self._readline.get_line_buffer() if self._readline else "")
-        # Over the rows of what has been typed so far, which comes again below.
+        # Overwrite the typed text, which is shown again below.
         up = (len(typed) - 1) // (os.get_terminal_size().columns or 80)
         start = f"\x1b[{up}A" if up else ""
         sys.stdout.write(f"\r{start}\x1b[J{text}\n{typed}")
         sys.stdout.flush()
 
     def leave(self) -> None:
-        """Give the terminal back as it was; nothing is being typed any more."""
+        """Restore the terminal; nothing is typed any more."""
         self.is_prompting = False
         if self.is_reading:
             self.is_reading = False
@@ -253,11 +253,11 @@ class _Talk:
         self._pong.set()
 
     def on_error(self, type: str, cause: BaseException) -> None:
-        """What was wrong."""
+        """Show an error."""
         self._screen.note(f"! {_now()} {type}: {escape(str(cause))}")
 
     def on_close(self) -> None:
-        """The end, by whoever."""
+        """The connection has ended, from either side."""
         if self._outcome.ready():
             return
         code, reason = self.client.close_code, self.client.close_reason
@@ -278,7 +278,7 @@ class _Talk:
                 gevent.sleep(interval)
 
     def _await_pong(self) -> None:
-        """Let come what the server has sent of itself, its greeting: a pong comes behind it."""
+        """Wait for the server's greeting, if it sends one: the pong to our ping comes after it."""
         with contextlib.suppress(ConnectionClosed):
             self.client.send_ping()
         self._pong.wait(_FENCE_TIMEOUT)
@@ -319,7 +319,7 @@ class _Talk:
         elif sys.stdin.isatty():
             self._outcome.set(0)
         elif count and self._linger < math.inf:
-            # Answers are on their way: a pipe's end is not the conversation's.
+            # Answers may be on their way: the end of the pipe is not the end of the conversation.
             self._last_came = time.monotonic()
             while (left := self._last_came + self._linger - time.monotonic()) > 0:
                 gevent.sleep(left)
@@ -329,7 +329,7 @@ class _Talk:
 def _from_thread(
     source: Callable[[_Screen, bool], Iterator[bytes]], screen: _Screen, is_binary: bool
 ) -> Iterator[bytes]:
-    """What `source` gives in a native thread; one item at a time, and none ahead of its turn."""
+    """The items of `source`, which runs in a native thread and waits until each one was used."""
     loop = gevent.get_hub().loop
     taken = threading.Semaphore(0)
     awaited: list[AsyncResult] = [AsyncResult()]
@@ -348,7 +348,7 @@ def _from_thread(
             pass
         give(None)
 
-    # A daemon: it is left waiting for input when the other side ends the conversation.
+    # A daemon: it still waits for input when the other side ends the conversation.
     threading.Thread(target=read, daemon=True).start()
     while (item := awaited[0].get()) is not None:
         if isinstance(item, ValueError):

@@ -22,16 +22,16 @@ from gevent import monkey
 
 __all__ = ["QUEUE_SIZE", "QueuedOutput", "flush", "never_block"]
 
-#: Bytes that may wait for one of the streams to be taken.
+#: Bytes that may be queued for each of the two streams.
 QUEUE_SIZE = 2**20
 
-# After a loss there is room again at a quarter, or each line that gets through would tell of one.
+# After a loss nothing is queued until a quarter is left: else each line would report a loss.
 _LOW = QUEUE_SIZE // 4
 
-# Seconds at the end of the process for what still waits.
+# Seconds at the end of the process to write what is still queued.
 _LAST_SECONDS = 0.5
 
-# Seconds between two looks at whether all has gone.
+# Seconds between two checks whether the queue is empty.
 _STEP = 0.002
 
 # Seconds after a write in which lines gather for the next one, and bytes of it: to wake a thread
@@ -140,7 +140,7 @@ class QueuedOutput(io.RawIOBase):
         return not self._size
 
     def write_directly(self) -> None:
-        """From now on, without the queue."""
+        """From now on write without the queue."""
         self._is_direct = True
 
     def _take_loss(self) -> bytes:
@@ -168,7 +168,7 @@ class QueuedOutput(io.RawIOBase):
 
 
 def _write(fd: int, data: bytes) -> None:
-    """All of it, however long that takes; nothing where nobody will ever read it."""
+    """Write all of it, however long that takes; stop where nobody will ever read it."""
     view = memoryview(data)
     while view:
         try:

@@ -19,7 +19,7 @@ __all__ = ["Forwarded", "Forwarding", "Trust", "mount"]
 
 
 class Trust:
-    """Peers whose word is taken: addresses, networks, or ``*`` for everybody."""
+    """The peers that are trusted: addresses, networks, or ``*`` for everybody."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         names = {name.strip() for name in allowed}
@@ -38,7 +38,7 @@ class Trust:
 
 
 class Forwarded(NamedTuple):
-    """What counts for one request."""
+    """What a trusted proxy has said of one request."""
 
     #: ``https`` or ``http`` where a trusted proxy says so.
     scheme: str | None

@@ -67,11 +67,11 @@ class ClientOptions:
     ping_interval: float = 20.0
     #: No byte for that long after a ping closes with 1011.
     ping_timeout: float = 20.0
-    #: What may wait to be sent before a send waits.
+    #: Bytes that may be queued before a send blocks.
     send_queue_size: int = 2**20
-    #: The longest a send waits.
+    #: The longest that a send blocks.
     send_timeout: float = 60.0
-    #: For the peer's close frame; then the socket goes.
+    #: How long to wait for the peer's close frame before TCP is dropped.
     close_timeout: float = 5.0
     #: Connect again whenever the connection ends otherwise than by `disconnect`.
     reconnect: bool = False
@@ -80,7 +80,7 @@ class ClientOptions:
     #: The first delay; it doubles up to `max_reconnect_delay`.
     reconnect_delay: float = 0.5
     max_reconnect_delay: float = 30.0
-    #: What may wait to be sent while disconnected; 0 refuses.
+    #: Bytes that may be queued while disconnected; 0 refuses every message.
     offline_queue_size: int = 2**20
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class ClientOptions:
 
     @property
     def timeouts(self) -> tuple[float, ...]:
-        """What has to be kept by the clock, in seconds; 0 is never."""
+        """The time-outs that the clock serves, in seconds; 0 is never."""
         return self.ping_interval, self.ping_timeout, self.close_timeout, self.send_timeout
 
 

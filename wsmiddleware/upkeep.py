@@ -90,11 +90,11 @@ class OfflineQueue:
         return self._items[0]
 
     def drop_first(self) -> None:
-        """Forget it."""
+        """Remove the oldest message."""
         self._size -= len(self._items.popleft()[0])
 
     def clear(self) -> int:
-        """Forget them all; how many there were."""
+        """Remove all messages; give their number."""
         count = len(self._items)
         self._items.clear()
         self._size = 0

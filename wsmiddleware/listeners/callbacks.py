@@ -1,4 +1,4 @@
-"""The callbacks of both sides, what each is called with, and whether a listener has them so.
+"""The callbacks of server and client, their arguments, and the check of a listener for them.
 
 A name that nobody calls, and a callback that cannot be called, would stay unseen until the first
 message is lost. `check` finds them when a listener is made known: names that are nearly those of
@@ -20,7 +20,7 @@ __all__ = ["CLIENT", "SERVER", "Callback", "Fits", "check", "check_made_without_
 
 
 class Callback(NamedTuple):
-    """What a callback is called with, behind `self`."""
+    """The arguments of a callback, after `self`."""
 
     takes: tuple[str, ...]
     #: How many of the last may be left out of the signature.
@@ -28,7 +28,7 @@ class Callback(NamedTuple):
     is_of_class: bool = False
 
     def written(self, name: str) -> str:
-        """How to write it."""
+        """The signature, as one writes it."""
         first = "cls" if self.is_of_class else "self"
         before = "@classmethod " if self.is_of_class else ""
         return f"{before}def {name}({', '.join([first, *self.takes])})"
@@ -61,7 +61,7 @@ CLIENT: Mapping[str, Callback] = {
 #: Whether a value may be meant for an attribute: `paths`, a dict, is not meant for `path`.
 Fits = Callable[[object], bool]
 
-#: One letter off a callback, and words of their own.
+#: Names that are one letter off a callback, but words of their own.
 _WORDS = frozenset(
     f"on{word}"
     for word in (
@@ -70,7 +70,7 @@ _WORDS = frozenset(
     )
 ) | {"paths", "patch"}
 
-# Stands for the instance where there is none yet.
+# Takes the place of the instance while there is none.
 _SOMEBODY = object()
 
 
@@ -122,7 +122,7 @@ def _spaces(listener: object) -> list[tuple[type, Mapping[str, object]]]:
 
 
 def _is_users(cls: type) -> bool:
-    # Not those which define every name that is meant: ours.
+    # Without our own base classes, which define every callback.
     return cls is not object and not cls.__module__.startswith("wsmiddleware.listeners.")
 
 

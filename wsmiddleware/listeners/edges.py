@@ -31,7 +31,7 @@ __all__ = ["Edge", "Edges"]
 
 
 class Crowd(Protocol):
-    """What edges ask of their channel."""
+    """What `Edges` needs of its channel."""
 
     name: str
     contract: Contract
@@ -60,7 +60,7 @@ class Edge:
         #: The callback has blocked for the first time, or ended.
         self.entered = Event()
         self.ended = Event()
-        #: Nobody is left on the channel, which has cut its time short.
+        #: The last client has gone, so `grace_period` limits its time.
         self.is_in_grace = False
         self.worker: Worker | None = None
 
@@ -118,7 +118,7 @@ class Edges:
                 self._await_last_close()
             self._current = edge = self._queue.popleft()
             reactor.pool.submit(functools.partial(self._run_edge, edge, reactor))
-            # In the loop's order of callbacks: the edge runs up to its first block, then this.
+            # The loop runs its callbacks in order: the edge, until it first blocks, then this.
             reactor.loop.run_callback(edge.entered.set)
             edge.ended.wait()
             self._current = None
@@ -126,7 +126,7 @@ class Edges:
         self._channel.settle()
 
     def _await_last_close(self) -> None:
-        """`on_last_close` comes after every `on_close`, unless somebody new has come meanwhile."""
+        """Wait until every `on_close` has ended, or somebody new has come. Blocks."""
         while self._channel.unfinished and not self._channel.size() and len(self._queue) == 1:
             self._news.clear()
             self._news.wait()
@@ -138,7 +138,7 @@ class Edges:
         edge.worker = worker
         worker.deadline = reactor.now + self._limit(edge)
         try:
-            # In no request's context: it belongs to the channel, whoever came first or left last.
+            # An empty context: an edge belongs to the channel, not to one client's request.
             Context().run(callback, *args)
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt):

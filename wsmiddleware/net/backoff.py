@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt. Pure, but for the dice."""
+"""How long to wait before the next attempt. No I/O; random."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ class Backoff:
     def succeeded(self, seconds: float) -> None:
         """An attempt succeeded, and what it brought has lasted for `seconds`."""
         self.attempts = 0
-        # A server that takes everybody in and throws everybody out is not asked ever faster.
+        # Only after a while: a server may accept connections and close them at once.
         if seconds >= 2 * self._last:
             self._last = 0.0

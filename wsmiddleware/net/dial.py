@@ -27,7 +27,7 @@ _RECV_SIZE = 65536
 
 
 class Dialled(NamedTuple):
-    """An open connection that nobody reads yet."""
+    """A connection that is open, and not read yet."""
 
     transport: Transport
     response: Response
@@ -71,7 +71,7 @@ class _Attempt:
         ssl_context: ssl.SSLContext | None,
         timeout: float,
     ) -> None:
-        #: What is being done, for the message.
+        #: The step that is being tried, for the error's message.
         self.step = "the DNS look-up"
         self._target = target
         self._opening = opening
@@ -142,7 +142,7 @@ class _Attempt:
 
 @functools.lru_cache(maxsize=1)
 def _default_context() -> ssl.SSLContext:
-    """Certificates and host names are checked. One for all: it holds a megabyte of authorities."""
+    """A context that checks certificates and host names. Shared: it takes 1 MB of memory."""
     return ssl.create_default_context()
 
 

@@ -17,10 +17,10 @@ __all__ = ["Party", "forget_in_children"]
 
 
 class Party(Protocol):
-    """Who has something that belongs to this process alone."""
+    """Has something that belongs to this process alone."""
 
     def forked(self) -> None:
-        """This is a child: let go of it, tell nobody, and be as new. Must not block."""
+        """Called in a forked child: drop it without a word and start anew. Must not block."""
 
 
 # One for the process, as its forks are.
@@ -40,5 +40,5 @@ def _tell() -> None:
             _log.exception("internal error after a fork: please report it")
 
 
-# At import, against the habit: it cannot be taken back, and is nothing while there are no parties.
+# At import, against the habit: it cannot be undone, and does nothing while nobody is registered.
 os.register_at_fork(after_in_child=_tell)

@@ -34,7 +34,7 @@ __all__ = ["Late", "Limit", "Stalled", "send_all"]
 
 #: How many waits are ended in one turn of the loop: 2 ms.
 _THROWS = 64
-#: Bytes of a response that a TLS socket is given at once: it says nothing before all are sent.
+#: Bytes of a response given to a TLS socket at once: it reports nothing before all are sent.
 _PIECE = 65536
 
 
@@ -43,7 +43,7 @@ class Late(BaseException):
 
 
 class Stalled(BrokenPipeError):
-    """The peer has taken nothing of what is sent for too long: for an application it has gone."""
+    """The peer has read nothing for too long: for the application it has gone."""
 
 
 class Limit:
@@ -79,7 +79,7 @@ class Limit:
             self._start()
 
     def end(self) -> None:
-        """The calling greenlet waits no more. It must say so, before it does anything else."""
+        """The calling greenlet waits no more. To be called right after the wait."""
         self._waiting.pop(gevent.getcurrent(), None)
 
     def drop_oldest(self) -> bool:
@@ -105,7 +105,7 @@ class Limit:
     def _tick(self) -> None:
         self._turn += 1
         if not self._waiting:
-            # Not as soon as nobody waits: a timer for each connection would be dear.
+            # Not as soon as nobody waits: starting a timer for each connection costs too much.
             self._timer.close()
             self._timer = None
         elif self._rest is None:
@@ -144,7 +144,7 @@ def send_all(sock: Any, data: Any, limit: Limit, flow: Turnstile) -> None:
     """
     view = memoryview(data)
     if not isinstance(sock, gevent.ssl.SSLSocket):
-        # Nearly always there is room for all of it, and nothing to wait for.
+        # Nearly always there is room for all of it.
         with contextlib.suppress(BlockingIOError):
             view = view[sock.send(view, 0, 0.0) :]
     while view:
@@ -154,7 +154,7 @@ def send_all(sock: Any, data: Any, limit: Limit, flow: Turnstile) -> None:
             view = view[sock.send(view[:_PIECE]) :]
         except Late:
             with contextlib.suppress(OSError):
-                # Or the kernel would keep what it has of it, for a quarter of an hour.
+                # Else the kernel would keep unsent bytes for a quarter of an hour.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             why = f"the peer has taken nothing for {limit.seconds:g} s"
             raise Stalled(errno.EPIPE, why) from None

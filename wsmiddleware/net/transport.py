@@ -17,7 +17,7 @@ import gevent.ssl
 
 __all__ = ["TcpTransport", "TlsTransport", "Transport", "abandon_socket", "wrap_socket"]
 
-#: What the TLS layer is given at once, in bytes: four of its records.
+#: Bytes given to the TLS layer at once: four of its records.
 _TLS_SLICE = 65536
 _NODELAY = (_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
 
@@ -80,7 +80,7 @@ class BorrowedTcpTransport(TcpTransport):
 
     def close(self) -> None:
         """End both directions and let go of the descriptor."""
-        # Wakes whoever waits on it at its owner's, which close() would not do.
+        # shutdown() wakes a greenlet of the owner that waits on the descriptor; close() would not.
         with contextlib.suppress(OSError):
             self.shutdown(_socket.SHUT_RDWR)
         self.detach()
@@ -143,7 +143,7 @@ class TlsTransport:
 
     def shutdown(self, how: int) -> None:
         """Send a TLS close alert, then shut the TCP stream down; nothing is waited for."""
-        # After our alert the TLS layer takes what still comes for a mistake.
+        # After our alert the TLS layer reports whatever still comes as an error.
         self._is_shut = True
         with contextlib.suppress(OSError, ValueError):
             self._sock._sslobj.shutdown()
