@@ -165,6 +165,16 @@ def test_unconfirmed_one_is_tried_again_after_a_pause(
     assert one.texts() == "a"
 
 
+def test_engine_that_fails_loses_nothing(one: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticket = one.publishes("a", history=FIVE)
+    with monkeypatch.context() as patch:
+        patch.setattr(one.engine, "publish", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            one.node.send()
+    one.works()
+    assert ticket
+
+
 def test_what_waits_for_a_link_goes_when_it_is_back(one: Process, faults: Faults) -> None:
     faults.cut(link=Link.WRITING)
     ticket = one.publishes("a", history=FIVE)

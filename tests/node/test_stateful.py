@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from support.figures import longer, record
 from wsmiddleware.backplane.engine import (
+    MAX_FORKS,
     History,
     Link,
     Outcome,
@@ -30,6 +32,7 @@ from wsmiddleware.backplane.engine import (
 from wsmiddleware.backplane.envelope import Envelope, Kind, decode
 from wsmiddleware.backplane.faults import Faults
 from wsmiddleware.backplane.memory import MemoryBus, MemoryEngine
+from wsmiddleware.node import subject
 from wsmiddleware.node.node import Node, Task
 from wsmiddleware.node.outgoing import Ticket
 from wsmiddleware.node.subject import CHECK_INTERVAL, Entered, Event, Reset
@@ -105,7 +108,7 @@ class Browser:
         self.greeted = 0
         self.resets = 0
         self.told = True
-        self.is_recovered = False
+        self.is_refused = False
 
     def take(self, frames: list[str]) -> None:
         for text in frames:
@@ -117,7 +120,7 @@ class Browser:
         assert self.greeted == 1
         assert frame["session"] == self.name
         _tried["recovered" if frame["recovered"] else "entered"] += 1
-        self.is_recovered = frame["recovered"]
+        self.is_refused = "epoch" in frame and not frame["recovered"]
         if not frame["recovered"]:
             self.start = frame.get("offset", 0)
             self.texts = []
@@ -228,8 +231,13 @@ class Traffic(RuleBasedStateMachine):
         count=st.sampled_from([None, None, 3, 20]),
         nodes=st.integers(1, 3),
         texts=st.integers(0, 4),
+        is_small=st.booleans(),
     )
-    def begin(self, count: int | None, nodes: int, texts: int) -> None:
+    def begin(self, count: int | None, nodes: int, texts: int, is_small: bool) -> None:
+        self.limits = pytest.MonkeyPatch()
+        if is_small:
+            for name, limit in (("EARLY_COUNT", 1), ("TAIL_COUNT", 2), ("_READ_COUNT", 2)):
+                self.limits.setattr(subject, name, limit)
         #: Nothing of the stream is lost: nobody is told, everyone has everything.
         self.is_gentle = count is None
         _tried["runs"] += 1
@@ -245,6 +253,9 @@ class Traffic(RuleBasedStateMachine):
         self.is_lossy = False
         #: Something without history may be lost.
         self.is_rough = False
+        #: Arrivals were lost that nobody noticed: only the look at quiet subjects finds them.
+        self.is_silent = False
+        self.lines = 0
         for number in range(nodes):
             self.connect(number)
             if texts:
@@ -360,6 +371,7 @@ class Traffic(RuleBasedStateMachine):
     @rule(number=numbers, count=st.integers(1, 3))
     def lose(self, number: int, count: int) -> None:
         self.rough()
+        self.is_silent = True
         self.faults.lose(count, self.world(number).engine)
 
     @rule(number=numbers, count=st.integers(1, 3))
@@ -378,7 +390,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(lost=st.integers(0, 4))
     def failover(self, lost: int) -> None:
-        self.rough()
+        self.another_line()
         if self.is_gentle:
             lost = 0
         self.is_lossy |= lost > 0
@@ -386,7 +398,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(is_empty=st.booleans())
     def restart(self, is_empty: bool) -> None:
-        self.rough()
+        self.another_line()
         is_empty &= not self.is_gentle
         self.is_lossy |= is_empty
         self.faults.restart(empty=is_empty)
@@ -399,7 +411,7 @@ class Traffic(RuleBasedStateMachine):
     @rule()
     def insert_with_another_tool(self) -> None:
         """An entry that is none of ours: a hole that nobody can fill."""
-        self.is_lossy = True
+        self.is_lossy = self.is_silent = True
         self.texts += 1
         data = b"hello" + bytes(60)
         self.bus.carry_out(Publication(KEPT, data, self.history, "tool", self.texts))
@@ -415,7 +427,7 @@ class Traffic(RuleBasedStateMachine):
             lambda: self.faults.heal(world.engine),
             lambda: second is world or second.run(Task.SEND),
             lambda: self.lose_and_publish(world, other),
-            lambda: self.faults.failover(),
+            lambda: (self.another_line(), self.faults.failover()),
         ]
         engine = world.engine
         (engine.after if is_after else engine.before).append(lambda: void(actions[what]()))
@@ -423,6 +435,7 @@ class Traffic(RuleBasedStateMachine):
             self.rough()
 
     def lose_and_publish(self, world: World, other: int) -> None:
+        self.is_silent = True
         self.faults.lose(1, world.engine)
         self.publish(other, 2, False)
         if self.world(other) is not world:
@@ -437,6 +450,12 @@ class Traffic(RuleBasedStateMachine):
         world.engine.after.append(lambda: self.lose_and_publish(world, other))
         self.lose_and_publish(world, other)
         self.work_all()
+
+    def another_line(self) -> None:
+        self.rough()
+        self.lines += 1
+        if self.lines > MAX_FORKS:
+            self.is_lossy = True  # where the first ones forked off is remembered no more
 
     def rough(self) -> None:
         _tried["faults"] += 1
@@ -457,10 +476,17 @@ class Traffic(RuleBasedStateMachine):
             world.engine.after.clear()
         self.faults.wake()
         self.faults.heal()
-        for _ in range(3):
+        for _ in range(7):
             self.run_out()
+        if not self.is_silent:
+            self.look()
+        for _ in range(3):
             self.now += CHECK_INTERVAL + 1
-        self.run_out()
+            self.run_out()
+        self.look()
+        self.is_silent = False
+
+    def look(self) -> None:
         for world in self.worlds:
             for client in world.clients:
                 client.opened()
@@ -486,7 +512,7 @@ class Traffic(RuleBasedStateMachine):
                 assert self.bus.streams[KEPT].top == browser.offset
             if not self.is_lossy:
                 assert browser.resets == 0
-                assert browser.is_recovered or self.is_rough or not client.has_to_recover
+                assert not (client.has_to_recover and browser.is_refused)
             _tried["resets"] += browser.resets
         for _, ticket in world.tickets:
             assert ticket.outcome is not None
@@ -511,6 +537,7 @@ class Traffic(RuleBasedStateMachine):
             self.settle()
             _tried["lossless"] += not self.is_lossy
             _tried["without faults"] += not self.is_rough
+            self.limits.undo()
             for world in self.worlds:
                 for client in tuple(world.clients):
                     client.close()

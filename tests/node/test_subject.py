@@ -162,6 +162,16 @@ def test_foreign_entry_is_a_hole() -> None:
     assert follows.goes_down() == [6, Reset(Position(A, 7), Gap(7, 7)), 8]
 
 
+def test_part_of_foreign_entries_alone_is_passed() -> None:
+    follows = live(5)
+    follows.arrives(9)
+    read = (Entry(6, b"hello"), Entry(7, b"hello"))
+    follows.feed.reading(follows.asks(), Reading(A, 7, (), read))
+    assert follows.goes_down() == [Reset(Position(A, 7), Gap(6, 7))]
+    follows.reads(A, 9, 8, 9)
+    assert follows.goes_down() == [8, 9]
+
+
 def test_long_stream_is_read_in_parts() -> None:
     follows = live(0, count=5000)
     follows.arrives(1500)

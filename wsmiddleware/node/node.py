@@ -157,8 +157,13 @@ class Node:
         batch = self._outgoing.batch(now)
         if not batch:
             return None
-        outcomes = self.engine.publish([ticket.publication for ticket in batch])
-        if self._outgoing.settle(outcomes):
+        # Should it fail, nothing of the batch is forgotten.
+        outcomes = [Outcome(Status.UNKNOWN, reason="the engine failed")] * len(batch)
+        try:
+            outcomes = self.engine.publish([ticket.publication for ticket in batch])
+        finally:
+            is_done = self._outgoing.settle(outcomes)
+        if is_done:
             self._pause = 0.0
             return 0.0
         self._pause = min(_LONGEST_PAUSE, self._pause * 2 or _PAUSE)

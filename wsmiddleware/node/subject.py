@@ -317,19 +317,18 @@ class StreamFeed(PlainFeed):
     def _fill(self, read: dict[int, Envelope], reach: int) -> None:
         """Give what comes next, read or early; up to `reach` a hole is one for good."""
         found = {**self._take_early(), **read}
-        for offset in sorted(found):
-            known = self._known
-            if offset > known + 1:
-                if offset - 1 > reach:
-                    self._early += [found[late] for late in sorted(found) if late >= offset]
-                    self._early_size = sum(len(message.payload) for message in self._early)
-                    self._is_wanted = True
-                    return
+        later = deque(offset for offset in sorted(found) if offset > self._known)
+        while later and (later[0] == self._known + 1 or later[0] <= reach + 1):
+            offset = later.popleft()
+            if offset > self._known + 1:
                 self._lose(offset - 1)
-            if offset > known:
-                self._give(found[offset])
+            self._give(found[offset])
         if self._known < reach:
             self._lose(reach)
+        if later:
+            self._early = [found[offset] for offset in later]
+            self._early_size = sum(len(message.payload) for message in self._early)
+            self._is_wanted = True
 
     def _lose(self, last: int) -> None:
         gap = Gap(self._known + 1, last)
