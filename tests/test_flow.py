@@ -72,8 +72,13 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("case", REQUESTS)
-@pytest.mark.parametrize("kind", ["plain", "TLS", "foreign"])
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        *[("plain", case) for case in REQUESTS],
+        *[(kind, case) for kind in ("TLS", "foreign") for case in ("chunks", "an answer")],
+    ],
+)
 def test_one_that_goes_on_gives_way_to_others(kind: str, case: str, tmp_path: Path) -> None:
     tls = Tls(tmp_path) if kind == "TLS" else None
     options: dict[str, Any] = {"ssl_context": tls.server} if tls else {}
