@@ -17,17 +17,18 @@ from wsmiddleware.backplane.address import Address
 from wsmiddleware.backplane.engine import (
     History,
     LinkDown,
+    Outcome,
     Publication,
     ReadRequest,
     Status,
     Subject,
 )
 from wsmiddleware.backplane.envelope import Envelope, Kind, encode
-from wsmiddleware.backplane.outgoing import Limits, Outgoing, Waiting
 from wsmiddleware.backplane.redis import RedisEngine
 from wsmiddleware.exceptions import ConfigError
 from wsmiddleware.listeners.clients import check_group, to_data
 from wsmiddleware.log import log as _log
+from wsmiddleware.node.outgoing import KEPT, Outgoing, Ticket
 
 __all__ = ["Publisher"]
 
@@ -37,8 +38,6 @@ _MAX_SIZE = 1024 * 1024
 _PATIENCE = 1.0
 #: Seconds between two tries, and for which it is known what a channel keeps.
 _PAUSE, _KNOWN_FOR = 0.05, 60.0
-_KEPT = Limits(10_000, 16 * 1024 * 1024, 10.0)
-_PLAIN = Limits(1_000, 4 * 1024 * 1024, 5.0)
 _MAX_CHANNELS = 10_000
 
 
@@ -70,9 +69,9 @@ class Publisher:
     def _begin(self) -> None:
         self._engine = RedisEngine(self._address, self._prefix)
         self._pid = os.getpid()
-        self._producer = os.urandom(8).hex()
+        self._id = os.urandom(8)
         self._numbers = itertools.count(1)
-        self._outgoing = Outgoing(_KEPT, _PLAIN)
+        self._outgoing = Outgoing()
         #: Guards what waits, and tells the writing thread.
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -112,7 +111,7 @@ class Publisher:
             raise ValueError(f"a message has at most {_MAX_SIZE:,} bytes, not {len(payload):,}")
         key = None if isinstance(user, _Everybody) else str(user)
         excluded = frozenset([exclude] if isinstance(exclude, str) else exclude or ())
-        data = encode(Envelope(subject, kind, payload, user=key, excluded=excluded))
+        envelope = Envelope(subject, kind, payload, self._id, key, excluded)
         self._notice_fork()
         deadline = time.monotonic() + _PATIENCE
         try:
@@ -122,7 +121,7 @@ class Publisher:
             return False
         patience = max(0.0, deadline - time.monotonic()) if wait else 0.0
         # What is meant for one person is never stored.
-        return self._send(subject, data, history if key is None else None, patience)
+        return self._send(envelope, history if key is None else None, patience)
 
     def position(self, channel: str, group: str | None = None) -> str:
         """Where the channel's (or group's) history stands, for ``since`` in a page.
@@ -152,7 +151,7 @@ class Publisher:
             self._changed.notify()
             thread = self._thread
         if thread is not None:
-            thread.join(_KEPT.seconds + _PATIENCE)
+            thread.join(KEPT.seconds + _PATIENCE)
         self._engine.close()
 
     def __enter__(self) -> Publisher:
@@ -194,22 +193,21 @@ class Publisher:
         self._channels[channel] = (now + _KNOWN_FOR, history)
         return history
 
-    def _send(
-        self, subject: Subject, data: bytes, history: History | None, patience: float
-    ) -> bool:
-        answered = threading.Event() if patience else None
+    def _send(self, envelope: Envelope, history: History | None, patience: float) -> bool:
+        answered = threading.Event()
         with self._changed:
-            publication = Publication(subject, data, history, self._producer, next(self._numbers))
-            tell = answered.set if answered is not None else None
-            waiting = self._outgoing.add(publication, time.monotonic(), tell)
-            if waiting.outcome is None:
-                self._start()
-                self._changed.notify()
-        if waiting.outcome is not None:
-            _log_dropped([waiting])
-        elif answered is not None:
+            number = next(self._numbers)
+            # In a stream it has an offset instead.
+            data = encode(envelope._replace(node=self._id, number=0 if history else number))
+            publication = Publication(envelope.subject, data, history, self._id.hex(), number)
+            ticket = Ticket(publication, time.monotonic())
+            ticket.on_settled = answered.set
+            self._outgoing.add(ticket)
+            self._start()
+            self._changed.notify()
+        if patience and ticket.outcome is None:
             answered.wait(patience)
-        return waiting.outcome is not None and waiting.outcome.status is Status.PUBLISHED
+        return bool(ticket)
 
     # -- the writing thread ------------------------------------------------------------------------
 
@@ -221,32 +219,32 @@ class Publisher:
             self._thread.start()
 
     def _write(self) -> None:
-        """Send all that waits as one batch, again and again, until it is closed and all is sent."""
+        """Send what waits in batches until it is closed and nothing waits."""
         engine, changed, outgoing = self._engine, self._changed, self._outgoing
+        told = 0
         while True:
             with changed:
-                changed.wait_for(lambda: len(outgoing) or self._is_closed)
-                batch = outgoing.batch()
-            if not batch:
-                return
-            engine.wait(_PAUSE)
-            outcomes = engine.publish([waiting.publication for waiting in batch])
-            with changed:
-                done = outgoing.tried(batch, outcomes, time.monotonic())
-            for waiting in done:
-                if waiting.tell is not None:
-                    waiting.tell()
-            _log_dropped(done)
-            if not done:
-                time.sleep(_PAUSE)
+                # Looks at the queue without taking from it: it may have to wait for the link.
+                changed.wait_for(lambda: outgoing.expire(time.monotonic()) or self._is_closed)
+                if outgoing.expire(time.monotonic()) is None:
+                    return
+            outcomes: list[Outcome] = []
+            if engine.wait(_PAUSE):
+                with changed:
+                    batch = outgoing.batch(time.monotonic())
+                outcomes = engine.publish([ticket.publication for ticket in batch])
+                with changed:
+                    all_done = outgoing.settle(outcomes)
+                if not all_done:
+                    time.sleep(_PAUSE)
+            if (dropped := outgoing.dropped.total()) > told:
+                self._tell(dropped - told, outcomes)
+                told = dropped
 
-
-def _log_dropped(done: list[Waiting]) -> None:
-    for waiting in done:
-        outcome, subject = waiting.outcome, waiting.publication.subject
-        if outcome is not None and outcome.status is not Status.PUBLISHED:
-            what = f"channel {subject.channel}, group {subject.group!r}"
-            _log.error("backplane: a message for %s is dropped: %s", what, outcome.reason)
+    def _tell(self, count: int, outcomes: list[Outcome]) -> None:
+        reasons = {one.reason for one in outcomes if one.status is not Status.PUBLISHED}
+        reason = "; ".join(filter(None, reasons)) or self._engine.trouble or "too much waits"
+        _log.error("backplane: messages were dropped, %d: %s", count, reason)
 
 
 def _subject(channel: str, group: str | None) -> Subject:
