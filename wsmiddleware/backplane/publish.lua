@@ -19,32 +19,33 @@ end
 
 stand()
 
+local offset, stamped
+
 local function append()
-  local offset = top + 1
-  local stamped = string.sub(ARGV[4], 1, 2) .. epoch
-    .. struct.pack('>I4I4', math.floor(offset / 4294967296), offset % 4294967296)
+  local following = top + 1
+  offset = digits(following)
+  stamped = string.sub(ARGV[4], 1, 2) .. epoch
+    .. struct.pack('>I4I4', math.floor(following / 4294967296), following % 4294967296)
     .. string.sub(ARGV[4], 27)
-  local added = redis.pcall('XADD', KEYS[1], 'MAXLEN', '=', ARGV[5], digits(offset) .. '-0',
-    't', digits(now), 'd', stamped)
-  return added, stamped
+  return redis.pcall('XADD', KEYS[1], 'MAXLEN', '=', ARGV[5], offset .. '-0', 't', digits(now),
+    'd', stamped)
 end
 
-local added, stamped = append()
+local added = append()
 local fault = type(added) == 'table' and added.err or ''
 if string.find(fault, 'smaller') or string.find(fault, 'WRONGTYPE') then
   -- Another tool has written there: what it is now cannot go on.
   begin()
-  added, stamped = append()
+  added = append()
 end
-if type(added) == 'table' then
+if type(added) == 'table' and added.err then
   return added
 end
-top = top + 1
-redis.call('HSET', KEYS[2], 'top', digits(top))
+redis.call('HSET', KEYS[2], 'top', offset)
 redis.call('SET', KEYS[3], ARGV[7], 'PX', ARGV[9])
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 forget(now - tonumber(ARGV[6]))
 -- What cannot be heard has been stored all the same, and is found by the look at the tops.
 redis.pcall('PUBLISH', ARGV[10], stamped)
-return epoch .. ':' .. digits(top)
+return epoch .. ':' .. offset
