@@ -16,6 +16,7 @@ class Metrics(Counts):
         "callback_errors",
         "closed",
         "dropped",
+        "held",
         "opened",
         "refused",
         "slow_consumers",
@@ -27,6 +28,8 @@ class Metrics(Counts):
         self.opened: Counter[str] = Counter()
         #: Connections closed, by channel and close code.
         self.closed: Counter[tuple[str, int]] = Counter()
+        #: Connections now listed by a channel, until their sockets have ended.
+        self.held = 0
         #: Opening handshakes refused, by HTTP status.
         self.refused: Counter[int] = Counter()
         #: Errors that callbacks raised, by channel and callback.

@@ -100,6 +100,7 @@ class Channel:
         """Count and list an open connection; the edge that its `on_open` has to wait for."""
         self._members[member.wsclient] = member
         self.unfinished.add(member)
+        self.metrics.held += 1
         self.metrics.opened[self.name] += 1
         if len(self._members) == 1:
             self._first = self._edges.opened(member.connection.reactor)
@@ -126,7 +127,9 @@ class Channel:
 
     def gone(self, member: Instance) -> None:
         """The socket of a connection has ended."""
-        self.lingering.discard(member)
+        if member in self.lingering:
+            self.lingering.discard(member)
+            self.metrics.held -= 1
         self.settle()
 
     def settle(self) -> None:
