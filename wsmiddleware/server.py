@@ -428,25 +428,40 @@ def serve(
     stopping = AsyncResult() if stopping is None else stopping
     server.take_settings()
     server.start()
-    previous = {
-        # Not gevent's signal watchers: a callback that never yields would hold them up.
-        number: signal.signal(number, lambda number, frame: _stop(stopping, number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    signals = _Signals(stopping)
     try:
         if on_ready is not None:
             on_ready()
         code = CloseCode(stopping.get())
         drain(server, code, grace_period())
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signals.give_back()
     return code
 
 
-def _stop(stopping: AsyncResult, number: int) -> None:
-    if not stopping.ready():
-        stopping.set(CloseCode.GOING_AWAY)
-    elif number == signal.SIGINT:
-        console.flush(_LAST_LINES)
-        os._exit(_INTERRUPTED)
+class _Signals:
+    """Takes SIGTERM and SIGINT until the end; a forked child has them as they were before."""
+
+    def __init__(self, stopping: AsyncResult) -> None:
+        self._stopping = stopping
+        # Not gevent's signal watchers: a callback that never yields would hold them up.
+        self._previous = {
+            number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        forget_in_children(self)
+
+    def give_back(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def forked(self) -> None:
+        """Else whoever forks a process could not end it: it would tell clients that it has not."""
+        self.give_back()
+
+    def _stop(self, number: int, frame: object) -> None:
+        if not self._stopping.ready():
+            self._stopping.set(CloseCode.GOING_AWAY)
+        elif number == signal.SIGINT:
+            console.flush(_LAST_LINES)
+            os._exit(_INTERRUPTED)

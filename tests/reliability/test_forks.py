@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,8 @@ def live(names):
     os.rename("report.tmp", "report.json")
     until = time.monotonic() + 30
     while time.monotonic() < until and not os.path.exists("stop"):
-        gevent.sleep(0.02)  # its loop runs
+        if not os.path.exists("compute"):
+            gevent.sleep(0.02)  # its loop runs
     os._exit(0)
 
 def fork(way):
@@ -128,3 +131,27 @@ def test_forked_child_answers_nobody_and_keeps_nobody_open(
     assert "internal error" not in process.output
     assert report == {"ports": [], "instances": 0, "open": 0, "sent": "ConnectionClosed"}
     assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_forked_child_that_computes_ends_by_a_signal(tmp_path: Path, number: int) -> None:
+    """As any other process: what goes down at a signal, in turns of the loop, is the server."""
+    folder = write_app(tmp_path, APP, test=LISTENER)
+    (folder / "compute").touch()
+    with serve_by("run", folder) as process, peer_of(process.server, "/ws/test") as peer:
+        peer.send(frame(TEXT, "by multiprocessing"))
+        parent = peer.read_text().rpartition(" ")[2]
+        wait_until((folder / "report.json").exists)
+        pid = json.loads((folder / "report.json").read_text())["pid"]
+        os.kill(pid, number)
+        wait_until(lambda: has_ended(pid))
+        peer.send(frame(TEXT, "x"))
+        assert peer.read_text() == f"x {parent}"
+
+
+def has_ended(pid: int) -> bool:
+    """Its parent may not have asked for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
