@@ -7,13 +7,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import gevent
 import pytest
+import trustme
 from gevent.server import StreamServer
 
 from support import wait_until
 from support.backplane import SUBJECT, Follower, Producer, message
+from support.nginx import free_port
 from support.redis import RedisServer, redis_server, sentinel
 from wsmiddleware.backplane import supervisor
 from wsmiddleware.backplane.address import Address
@@ -448,6 +451,35 @@ def test_unix_socket_and_password() -> None:
             with following(url) as (engine, follower):
                 Producer(engine, KEPT).publish("a")
                 has_arrived(follower, ["a"])
+
+
+def test_tls_with_a_certificate_that_is_checked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "own.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    other.cert_pem.write_to_path(tmp_path / "other.pem")
+    port, own = free_port(), str(tmp_path / "own.pem")
+    files = ("--tls-cert-file", own, "--tls-key-file", own)
+    ca = ("--tls-ca-cert-file", str(tmp_path / "ca.pem"), "--tls-auth-clients", "no")
+    with redis_server("--tls-port", str(port), *files, *ca):
+        url = f"rediss://127.0.0.1:{port}/1?ssl_ca_certs={tmp_path}"
+        with following(f"{url}/ca.pem") as (engine, follower):
+            Producer(engine, KEPT).publish(*texts(500))
+            has_arrived(follower, texts(500))
+            gevent.sleep(0.3)  # idle: it is looked at before it is used
+            Producer(engine, KEPT).publish("after")
+            has_arrived(follower, [*texts(500), "after"])
+            assert engine.reconnects == 0
+        stranger = RedisEngine(Address.parse(f"{url}/other.pem"))
+        try:
+            assert not stranger.wait(0.3)
+            wait_until(lambda: stranger.trouble is not None)
+            assert "certificate" in str(stranger.trouble)
+        finally:
+            stranger.close()
 
 
 def test_callers_stop_leaves_a_link_that_works(server: RedisServer) -> None:
