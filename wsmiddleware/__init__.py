@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         SlowConsumerError,
         WebSocketError,
     )
-    from wsmiddleware.info import publish, websocket_info
+    from wsmiddleware.info import channel, publish, websocket_info
     from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.middleware import WebSocketMiddleware
     from wsmiddleware.protocol.frames import CloseCode
@@ -36,6 +36,7 @@ __all__ = [
     "WebSocketError",
     "WebSocketListener",
     "WebSocketMiddleware",
+    "channel",
     "create_websocket_client",
     "publish",
     "websocket_info",
@@ -47,6 +48,7 @@ _HOMES = {
     "Publisher": "publisher",
     "WebSocketListener": "listeners.base",
     "WebSocketMiddleware": "middleware",
+    "channel": "info",
     "create_websocket_client": "client",
     "publish": "info",
     "websocket_info": "info",

@@ -1,4 +1,4 @@
-"""`websocket_info()`: who is connected to this process; and the one process-wide reference.
+"""Middlewares from anywhere: `websocket_info`, `channel`, `publish`; the process-wide reference.
 
 A request handler, a job or a native thread reaches the middleware from here without being handed
 it. Middlewares are known weakly: one that nobody holds is gone.
@@ -7,12 +7,14 @@ it. Middlewares are known weakly: one that nobody holds is gone.
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _read_version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 
+from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients
 from wsmiddleware.listeners.instance import Instance, Items
 from wsmiddleware.log import LOGGER_NAME
 from wsmiddleware.log import log as _log
@@ -22,11 +24,23 @@ from wsmiddleware.speedups import IMPLEMENTATION
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from wsmiddleware.listeners.base import WebSocketListener
+    from wsmiddleware.listeners.channel import Channel
     from wsmiddleware.listeners.session import Session
     from wsmiddleware.registry import Registry
     from wsmiddleware.settings import Settings
 
-__all__ = ["Info", "Instance", "add", "middlewares", "publish", "shutdown", "websocket_info"]
+__all__ = [
+    "ChannelView",
+    "Info",
+    "Instance",
+    "add",
+    "channel",
+    "middlewares",
+    "publish",
+    "shutdown",
+    "websocket_info",
+]
 
 
 class Middleware(Protocol):
@@ -152,6 +166,64 @@ def websocket_info(add_raw: bool = False) -> Info:
     return Info(known[-1] if known else None, instances)
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelView:
+    """What `channel` gives."""
+
+    #: The channel's name.
+    name: str
+    #: The class that serves it: the very one that the connections have, with its attributes.
+    listener: type[WebSocketListener]
+    #: The clients that are open on it; live, not a snapshot.
+    wsclients: WsClients
+
+
+class _Several:
+    """The channels of one name of several middlewares, as `WsClients` asks of one."""
+
+    def __init__(self, name: str, channels: list[Channel]) -> None:
+        self.name = name
+        self._channels = channels
+
+    def size(self, group: str | None = None) -> int:
+        """How many clients are open."""
+        return sum(each.size(group) for each in self._channels)
+
+    def clients(self, group: str | None = None) -> list[WsClient]:
+        """A snapshot of them."""
+        return [client for each in self._channels for client in each.clients(group)]
+
+    def broadcast(
+        self, message: object, group: str | None = None, exclude: Excluded = None
+    ) -> bool:
+        """Send to them."""
+        results = [each.broadcast(message, group, exclude) for each in self._channels]
+        return all(results)
+
+
+def channel(name: str) -> ChannelView:
+    """A channel by its name: the class that serves it, and who is connected to it.
+
+    From any code of a process with a middleware, any greenlet and any native thread; never blocks.
+    Where several middlewares have the name, the clients are those of all, the class the newest's.
+    Raises `LookupError` when none has it.
+    """
+    return _view(name, _channels(name, middlewares()))
+
+
+def _view(name: str, found: list[Channel]) -> ChannelView:
+    wsclients = found[0].wsclients if len(found) == 1 else WsClients(_Several(name, found))
+    return ChannelView(name, found[-1].listener_class, wsclients)
+
+
+def _channels(name: str, known: list[Middleware]) -> list[Channel]:
+    found = [m.registry.channels[name] for m in known if name in m.registry.channels]
+    if not found:
+        names = sorted({each for m in known for each in m.registry.channels})
+        raise LookupError(f"no channel {name!r}; there are: {', '.join(names) or 'none'}")
+    return found
+
+
 def publish(channel: str, message: object, group: str | None = None) -> bool:
     """Broadcast to a channel (or a group of it) from any code of a process with a middleware.
 
@@ -160,14 +232,10 @@ def publish(channel: str, message: object, group: str | None = None) -> bool:
     Raises `LookupError` when no middleware has that channel, `TypeError` for what JSON cannot hold.
     """
     known = middlewares()
-    found = [m.registry.channels[channel] for m in known if channel in m.registry.channels]
-    if not found:
-        names = sorted({name for m in known for name in m.registry.channels})
-        raise LookupError(f"no channel {channel!r}; there are: {', '.join(names) or 'none'}")
+    found = _channels(channel, known)
     if not any(m.is_serving for m in known):
         _warn_of_nobody(known[0])
-    results = [target.broadcast(message, group) for target in found]
-    return all(results)
+    return _view(channel, found).wsclients.broadcast(message, group)
 
 
 def _warn_of_nobody(middleware: Middleware) -> None:

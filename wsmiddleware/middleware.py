@@ -250,4 +250,5 @@ def _make_member(admitted: Admitted, connection: Connection, session: Session) -
     session.attach(connection)
     wsclient = WsClient(channel, connection, session)
     listener.wsclient, listener.session, listener.channel = wsclient, session, channel.name
+    listener.wsclients = channel.wsclients
     return Member(channel, connection, listener, wsclient, admitted.context, admitted.scope)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from wsmiddleware.listeners.copies import warn_of_class
 
 if TYPE_CHECKING:
-    from wsmiddleware.listeners.clients import WsClient
+    from wsmiddleware.listeners.clients import WsClient, WsClients
     from wsmiddleware.listeners.session import Session
 
 __all__ = ["WebSocketListener"]
@@ -46,7 +48,13 @@ class WebSocketListener:
 
     #: The connection's client, set before `on_open`.
     wsclient: WsClient
+    #: The clients that are open on the channel, this one among them, set before `on_open`.
+    wsclients: WsClients
     #: What is known of the connection's request, set before `on_open`.
     session: Session
     #: The channel's name, set before `on_open`.
     channel: str
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        warn_of_class(cls)

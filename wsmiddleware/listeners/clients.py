@@ -67,16 +67,29 @@ def check_group(name: object) -> None:
         raise TypeError(f"a group is a str, not {name!r}")
 
 
-class Home(Protocol):
-    """What clients ask of their channel."""
+class Gathering(Protocol):
+    """What `WsClients` asks of whom it stands for."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The channel's name."""
 
     def size(self, group: str | None = None) -> int:
-        """How many clients are open on the channel, or in a group of it."""
+        """How many clients are open, all of them or of a group."""
 
     def clients(self, group: str | None = None) -> list[WsClient]:
         """A snapshot of them."""
+
+    def broadcast(
+        self, message: object, group: str | None = None, exclude: Excluded = None
+    ) -> bool:
+        """Send to them."""
+
+
+class Home(Protocol):
+    """What a client asks of its channel."""
+
+    name: str
 
     def join(self, client: WsClient, group: str) -> None:
         """Put a client into a group if it is open."""
@@ -92,7 +105,7 @@ class Home(Protocol):
         *,
         is_scoped: bool = False,
     ) -> bool:
-        """Send to them."""
+        """Send to all clients of the channel."""
 
 
 class WsClient:
@@ -202,7 +215,7 @@ class WsClients:
 
     __slots__ = ("_channel", "_group")
 
-    def __init__(self, channel: Home, group: str | None = None) -> None:
+    def __init__(self, channel: Gathering, group: str | None = None) -> None:
         self._channel = channel
         self._group = group
 

@@ -8,7 +8,6 @@ User code runs while it loads, and may block.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.machinery
 import importlib.util
 import os
@@ -19,11 +18,10 @@ from types import CodeType, ModuleType
 
 from wsmiddleware.exceptions import ListenerError
 from wsmiddleware.listeners.base import WebSocketListener
+from wsmiddleware.listeners.copies import PACKAGE, package_name, warn_of_modules
 from wsmiddleware.log import logger
 
 __all__ = ["listener_files", "load_file"]
-
-_PACKAGE = "wsmiddleware_listeners"
 
 
 def listener_files(directory: str | os.PathLike[str]) -> list[Path]:
@@ -60,7 +58,9 @@ def load_file(path: str | os.PathLike[str]) -> type[WebSocketListener]:
     except (Exception, SystemExit) as exc:
         logger.debug("%s: cannot be loaded", file, exc_info=exc)
         raise ListenerError(_describe(file, exc)) from exc
-    return _choose(file, module)
+    listener_class = _choose(file, module)
+    warn_of_modules(file)
+    return listener_class
 
 
 def _warn_of_package(directory: Path) -> None:
@@ -103,8 +103,12 @@ def _execute(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_loader(name, _SourceLoader(name, str(file)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # In sys.modules before it runs, where dataclasses, pickle and typing look classes up.
     previous = sys.modules.get(name)
+    if previous is not None and not isinstance(previous.__loader__, _SourceLoader):
+        # A file beside it has imported it: run once more, it would be another class there.
+        previous.__loader__ = spec.loader
+        return previous
+    # In sys.modules before it runs, where dataclasses, pickle and typing look classes up.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -118,10 +122,9 @@ def _execute(file: Path) -> ModuleType:
 
 
 def _package_for(directory: Path) -> str:
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:12]
-    name = f"{_PACKAGE}.d{digest}"
+    name = package_name(directory)
     # The outer package is empty; the inner one's __path__ is what relative imports look in.
-    for package, search in ((_PACKAGE, []), (name, [str(directory)])):
+    for package, search in ((PACKAGE, []), (name, [str(directory)])):
         if package not in sys.modules:
             module = ModuleType(package, "Holds listener files; see wsmiddleware.listeners.loader.")
             module.__path__ = search
