@@ -62,6 +62,7 @@ def test_defaults_are_the_specified_ones(cwd: Path) -> None:
         "broadcast_scope": "channel",
         "close_timeout": 5,
         "debug": False,
+        "json": None,
     }
     assert settings.sources == {}
 

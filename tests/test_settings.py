@@ -34,6 +34,7 @@ SPEC_KEYWORDS = [
     "close_timeout",
     "debug",
     "trusted_hosts",
+    "json",
 ]
 
 
@@ -85,8 +86,10 @@ def test_max_connections_has_a_default_where_no_file_limit_is(
 def test_markdown_and_help_show_every_row() -> None:
     markdown, text = markdown_table(), help_text()
     for row in SETTINGS:
-        assert f"| `{row.name}` | `{row.key}` | {row.shown} |" in markdown
-        assert f"{row.variable} (default {row.shown})\n" in text
+        key = "keyword only" if row.is_keyword_only else f"`{row.key}`"
+        assert f"| `{row.name}` | {key} | {row.shown} |" in markdown
+        is_in_help = f"{row.variable} (default {row.shown})\n" in text
+        assert is_in_help is not row.is_keyword_only
     assert '"\\*" only in place of a whole label' in markdown  # else what follows is slanted
     columns = {line.replace("\\|", "").count("|") for line in markdown.splitlines()}
     assert columns == {6}

@@ -52,8 +52,9 @@ _FILE_NAME = "websocket.json"
 _SEED_DEFAULTS = {"directory": DEFAULT_DIRECTORY, "requestTimeout": 50, "idleTimeout": 300}
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
-_BY_KEY = {setting.key: setting for setting in SETTINGS}
-_BY_VARIABLE = {setting.variable: setting for setting in SETTINGS}
+_IN_TEXT = [setting for setting in SETTINGS if not setting.is_keyword_only]
+_BY_KEY = {setting.key: setting for setting in _IN_TEXT}
+_BY_VARIABLE = {setting.variable: setting for setting in _IN_TEXT}
 
 # Ours, but no settings.
 _OTHER_VARIABLES = (CONFIG_VARIABLE, LOG_VARIABLE, SPEEDUPS_VARIABLE)

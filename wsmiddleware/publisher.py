@@ -26,7 +26,8 @@ from wsmiddleware.backplane.engine import (
 from wsmiddleware.backplane.envelope import Envelope, Kind, encode
 from wsmiddleware.backplane.redis import RedisEngine
 from wsmiddleware.exceptions import ConfigError
-from wsmiddleware.listeners.clients import check_group, to_data
+from wsmiddleware.listeners.clients import check_group
+from wsmiddleware.listeners.convert import to_data
 from wsmiddleware.log import log as _log
 from wsmiddleware.node.outgoing import KEPT, Outgoing, Ticket
 

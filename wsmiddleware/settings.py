@@ -50,14 +50,29 @@ def _default_max_connections() -> int:
 
 
 def _row(
-    default: object, kind: values.Kind, meaning: str, *, unit: str = "", shown: str = ""
+    default: object,
+    kind: values.Kind,
+    meaning: str,
+    *,
+    unit: str = "",
+    shown: str = "",
+    is_keyword_only: bool = False,
 ) -> Any:
     """One row; a callable default is asked when settings are made, `shown` is what help says."""
     shown = shown or (f"{default:g}" if isinstance(default, float) else json.dumps(default))
-    metadata = {"kind": kind, "meaning": meaning, "unit": unit, "shown": shown}
+    metadata = {
+        "kind": kind,
+        "meaning": meaning,
+        "unit": unit,
+        "shown": shown,
+        "is_keyword_only": is_keyword_only,
+    }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    # What is a keyword only is any object, which may have no hash.
+    return dataclasses.field(
+        default=default, hash=False if is_keyword_only else None, metadata=metadata
+    )
 
 
 _POSITIVE = values.number("a number above 0")
@@ -171,6 +186,14 @@ class Settings:
         "a handshake whose Host is none of them gets 400",
         shown="Flask's own, else any",
     )
+    json: Any = _row(  # noqa: RUF009  (what it returns is a dataclass field)
+        None,
+        values.JSON,
+        "makes text of what is sent that is neither text nor bytes, and reads messages for a "
+        'listener with decode = "json"',
+        shown="its own",
+        is_keyword_only=True,
+    )
 
     #: The file that was read or made; `None` when there is none.
     config_file: Path | None = None
@@ -182,6 +205,8 @@ class Settings:
         result: dict[str, Any] = {}
         for setting in SETTINGS:
             value = getattr(self, setting.name)
+            if setting.is_keyword_only and value is not None:
+                value = getattr(value, "__name__", type(value).__name__)
             value = str(value) if isinstance(value, Path) else value
             result[setting.name] = list(value) if isinstance(value, tuple) else value
         return result
@@ -198,6 +223,8 @@ class Setting:
     unit: str
     #: The default, as help shows it.
     shown: str
+    #: It is set in code: there is neither a key of the file nor a variable for it.
+    is_keyword_only: bool = False
 
     @property
     def key(self) -> str:
@@ -262,7 +289,8 @@ def markdown_table() -> str:
         words = [
             re.sub(r"[*_`|~<]", r"\\\g<0>", text) for text in (row.shown, row.valid, row.meaning)
         ]
-        lines.append("| " + " | ".join([f"`{row.name}`", f"`{row.key}`", *words]) + " |")
+        key = "keyword only" if row.is_keyword_only else f"`{row.key}`"
+        lines.append("| " + " | ".join([f"`{row.name}`", key, *words]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -270,6 +298,8 @@ def help_text() -> str:
     """The table for ``--help``: two lines a setting, by its variable."""
     lines = []
     for row in SETTINGS:
+        if row.is_keyword_only:
+            continue
         lines.append(f"{row.variable} (default {row.shown})")
         lines.append(f"    {row.meaning}. Valid: {row.valid}.")
     return "\n".join(lines) + "\n"

@@ -14,10 +14,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "BOOLEAN",
     "HOSTS",
+    "JSON",
     "MAX_HOST_SIZE",
     "MAX_ORIGIN_SIZE",
     "ORIGINS",
@@ -27,6 +29,7 @@ __all__ = [
     "choice",
     "integer",
     "is_opaque",
+    "json_functions",
     "listing_of",
     "normalise_origin",
     "number",
@@ -299,4 +302,27 @@ HOSTS = Kind(
     '".example.com" for it and all below it; or none',
     _check_hosts,
     _read_list,
+)
+
+
+def json_functions(value: object) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """What makes text of a value, and a value of text; `ValueError` for what has no such two."""
+    for names in (("dumps", "loads"), ("encode", "decode")):
+        both = [getattr(value, name, None) for name in names]
+        if all(map(callable, both)) and not isinstance(value, type):
+            return both[0], both[1]  # type: ignore[return-value]
+    raise ValueError
+
+
+def _check_json(value: object) -> object:
+    if value is not None:
+        json_functions(value)
+    return value
+
+
+#: An object that makes text of values and values of text; none is our own.
+JSON = Kind(
+    "an object with dumps and loads, as orjson or Flask's app.json, or with encode and decode, as "
+    "msgspec.json; or none",
+    _check_json,
 )

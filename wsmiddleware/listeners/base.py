@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from wsmiddleware.listeners.copies import warn_of_class
 
@@ -42,6 +42,10 @@ class WebSocketListener:
 
     #: Supported subprotocols in order of preference; `None` leaves it to the setting.
     subprotocols: ClassVar[Sequence[str] | None] = None
+
+    #: ``"json"``: `on_message` gets what a text says. A text that is no JSON is `on_error`'s, or
+    #: closes with 1007 where there is none.
+    decode: ClassVar[Literal["json"] | None] = None
 
     #: What follows the channel in the URL, in werkzeug's routing syntax (``"/room/<int:id>"``).
     path: ClassVar[str] = ""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from gevent import monkey
 
-from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, check_group, to_data
+from wsmiddleware.listeners.clients import Excluded, WsClient, WsClients, check_group
 from wsmiddleware.listeners.contract import Contract
+from wsmiddleware.listeners.convert import reader, sender
 from wsmiddleware.listeners.delivery import Deliveries
 from wsmiddleware.listeners.edges import Edge, Edges
 from wsmiddleware.net.underway import OVERHEAD, Underway
@@ -51,6 +52,10 @@ class Channel:
         self.contract = contract
         self.settings = settings
         self.metrics = metrics
+        #: What is sent of a message.
+        self.to_data = sender(settings.json)
+        #: What a text says, for callbacks that get that; else `None`.
+        self.loads = reader(settings.json) if contract.decode else None
         #: Connections whose last callback has not ended yet; more than are open.
         self.unfinished: set[Instance] = set()
         #: Those whose last callback has ended, while the last frame is on its way to the peer.
@@ -180,7 +185,7 @@ class Channel:
         """See `WsClients.broadcast`; with `is_scoped` as far as ``broadcast_scope`` says."""
         if message is None:
             return False
-        prepared = PreparedMessage(to_data(message))
+        prepared = PreparedMessage(self.to_data(message))
         excluded = _read_excluded(exclude)
         is_server_wide = is_scoped and self.settings.broadcast_scope == "server"
         for channel in tuple(self._scope()) if is_server_wide else (self,):

@@ -6,59 +6,17 @@ outside callbacks, and after the connection has gone.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wsmiddleware.protocol.frames import CloseCode, close_code, close_payload
 
 if TYPE_CHECKING:
+    from wsmiddleware.listeners.convert import Data
     from wsmiddleware.listeners.session import Session
     from wsmiddleware.net.connection import Connection
 
-__all__ = ["WsClient", "WsClients", "check_group", "to_data"]
-
-
-def to_data(message: object) -> str | bytes | bytearray | memoryview:
-    """What goes over the wire: `str` as text, bytes-like as binary, anything else as JSON text.
-
-    Raises `TypeError` for what JSON cannot hold.
-    """
-    if isinstance(message, (str, bytes, bytearray, memoryview)):
-        return message
-    try:
-        return _to_json(message)
-    except (TypeError, ValueError) as exc:
-        # Not first: it would cost what is JSON an exception.
-        data = _to_bytes(message)
-        if data is not None:
-            return data
-        kind = type(message).__name__
-        raise TypeError(
-            f"cannot send {kind}: str, bytes or what JSON can hold is sent ({exc})"
-        ) from exc
-
-
-def _to_json(message: object) -> str:
-    # NaN and infinity are no JSON: a browser could not read them.
-    text = json.dumps(message, ensure_ascii=False, allow_nan=False)
-    try:
-        if not text.isascii():
-            text.encode()
-    except UnicodeEncodeError:
-        # Half of a surrogate pair: UTF-8 cannot hold it, JSON can as an escape.
-        return json.dumps(message, allow_nan=False)
-    return text
-
-
-def _to_bytes(message: Any) -> bytes | None:
-    """What an `array`, an `mmap` … holds; `None` for what is not bytes-like."""
-    try:
-        view = memoryview(message)
-    except TypeError:
-        return None
-    # A single number (numpy's, ctypes') is meant as one, not as its bytes in memory.
-    return view.tobytes() if view.ndim else None
+__all__ = ["WsClient", "WsClients", "check_group"]
 
 
 def check_group(name: object) -> None:
@@ -90,6 +48,8 @@ class Home(Protocol):
     """What a client asks of its channel."""
 
     name: str
+    #: What is sent of a message; `TypeError` for what JSON cannot hold.
+    to_data: Callable[[object], Data]
 
     def join(self, client: WsClient, group: str) -> None:
         """Put a client into a group if it is open."""
@@ -158,7 +118,9 @@ class WsClient:
         if message is None:
             return False
         connection = self._connection
-        return connection.send(connection.encode(to_data(message), compress), wait=wait)
+        return connection.send(
+            connection.encode(self._channel.to_data(message), compress), wait=wait
+        )
 
     def broadcast(
         self, message: object, group: str | None = None, exclude: Excluded = None

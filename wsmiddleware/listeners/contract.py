@@ -35,6 +35,7 @@ def _is_path(value: object) -> bool:
 
 
 _ATTRIBUTES: dict[str, Fits] = {
+    "decode": lambda value: value == "json",
     "idle_timeout": _is_number,
     "path": _is_path,
     "subprotocols": _is_words,
@@ -50,6 +51,7 @@ class Contract:
     __slots__ = (
         "binary_callback",
         "callbacks",
+        "decode",
         "idle_timeout",
         "joins_handshake",
         "listener_class",
@@ -76,6 +78,10 @@ class Contract:
             place = self.place_of("path")
             raise ListenerError(f'{place}: path is {cls.path!r}; valid is "" or "/room/<int:id>"')
         self.path = cls.path
+        if cls.decode not in (None, "json"):
+            place = self.place_of("decode")
+            raise ListenerError(f'{place}: decode is {cls.decode!r}; valid is "json" or None')
+        self.decode = cls.decode
         self.idle_timeout: float = settings.idle_timeout
         if cls.idle_timeout is not None:
             place = self.place_of("idle_timeout")

@@ -12,7 +12,7 @@ from gevent.lock import BoundedSemaphore
 
 from wsmiddleware.exceptions import ConnectionClosed, SlowConsumerError, text_of
 from wsmiddleware.flask import Scope
-from wsmiddleware.listeners.clients import to_data
+from wsmiddleware.listeners.decoding import Decoding
 from wsmiddleware.listeners.hints import hint_for
 from wsmiddleware.listeners.instance import Instance
 from wsmiddleware.listeners.scope import Inside, describe
@@ -104,10 +104,13 @@ class Member(Instance):
         return listener if scope is turn is None else Inside(listener, scope, turn)
 
     def _serve(self) -> None:
-        contract = self._channel.contract
+        contract, loads = self._channel.contract, self._channel.loads
+        callbacks = self._callbacks
+        if loads is not None:
+            callbacks = Decoding(callbacks, loads, is_told="on_error" in contract.callbacks)
         self.connection.serve_for(
             self,
-            self._callbacks,
+            callbacks,
             self.wsclient,
             self._context,
             contract.text_callback,
@@ -203,7 +206,7 @@ class Member(Instance):
     def answer(self, reply: object, worker: Worker, name: str) -> None:
         """Send what callback `name` returned: not `None`."""
         try:
-            wire = self.connection.encode(to_data(reply), True)
+            wire = self.connection.encode(self._channel.to_data(reply), True)
         except BaseException as exc:
             self.failed(exc, worker, name)
         else:
