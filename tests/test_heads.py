@@ -81,7 +81,7 @@ def decide(environ: dict[str, Any]) -> None:
         check_origin(environ, settings)
     RequestRecord(environ)
     if refusal is None:
-        agree(environ, CHANNEL, SETTINGS[0], is_answered=False)
+        agree(environ, CHANNEL, is_answered=False)
 
 
 def shapes() -> list[str]:

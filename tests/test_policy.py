@@ -46,7 +46,7 @@ def agreed(
     settings = settings or Settings()
     listener = type("Chat", (WebSocketListener,), {"subprotocols": subprotocols})
     channel = Channel("chat", Contract(listener, settings), settings, Metrics(), lambda: iter(()))
-    return agree(environ(**changes), channel, settings, is_answered=False)
+    return agree(environ(**changes), channel, is_answered=False)
 
 
 # -- the request -----------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_nothing_is_agreed_to_behind_a_101_of_somebody_elses() -> None:
     request = environ(
         HTTP_SEC_WEBSOCKET_PROTOCOL="chat", HTTP_SEC_WEBSOCKET_EXTENSIONS="permessage-deflate"
     )
-    assert agree(request, channel, settings, is_answered=True) == Acceptance([])
+    assert agree(request, channel, is_answered=True) == Acceptance([])
 
 
 @pytest.mark.parametrize(

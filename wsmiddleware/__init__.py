@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         WebSocketError,
     )
     from wsmiddleware.info import channel, publish, websocket_info
+    from wsmiddleware.listeners.accept import Accept
     from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.middleware import WebSocketMiddleware
     from wsmiddleware.protocol.frames import CloseCode
     from wsmiddleware.publisher import Publisher
 
 __all__ = [
+    "Accept",
     "CloseCode",
     "ConfigError",
     "ConnectionClosed",
@@ -44,6 +46,7 @@ __all__ = [
 
 #: Where the others are than the errors.
 _HOMES = {
+    "Accept": "listeners.accept",
     "CloseCode": "protocol.frames",
     "Publisher": "publisher",
     "WebSocketListener": "listeners.base",

@@ -21,6 +21,7 @@ from werkzeug.wrappers import Request, Response
 from wsmiddleware import policy
 from wsmiddleware.django import close_connections
 from wsmiddleware.flask import RequestContext, Scope, scope_for
+from wsmiddleware.listeners.accept import Accept
 from wsmiddleware.listeners.base import WebSocketListener
 from wsmiddleware.listeners.channel import Channel
 from wsmiddleware.listeners.hints import hint_for
@@ -55,6 +56,8 @@ class Admitted:
     listener: WebSocketListener
     principal: Any
     accepted: Acceptance
+    #: When the connection ends, in Unix seconds.
+    expires_at: float | None = None
 
 
 class Admission:
@@ -136,9 +139,9 @@ class Admission:
             # As before a view: one that an earlier request has left may be dead by now.
             close_connections()
         try:
-            principal = _ask(channel, record, context, scope)
-            if isinstance(principal, Refusal):
-                return principal
+            answer = _ask(channel, record, context, scope)
+            if isinstance(answer, Refusal):
+                return answer
             cls = channel.listener_class
             listener = run_callback(context, scope, cls, "__init__", cls)
         # A time-out that is not ours is the hook's own, and SystemExit an exit() of its: whatever
@@ -152,9 +155,13 @@ class Admission:
                 timer.close()
                 # Here, for this greenlet may stay as long as the connection lives.
                 close_connections()
-        accepted = policy.agree(environ, channel, self._settings, is_answered=is_answered)
+        accept = answer if isinstance(answer, Accept) else None
+        accepted = policy.agree(environ, channel, accept, is_answered=is_answered)
+        _tell_unspoken(channel, accepted, accept, is_answered=is_answered)
+        principal, ends = (accept.user, accept.expires_at) if accept else (answer, None)
         return Admitted(
-            channel, path_parameters, record, context, scope, listener, principal, accepted
+            *(channel, path_parameters, record, context, scope, listener, principal, accepted),
+            expires_at=ends,
         )
 
     def _failed(self, channel: Channel, exc: BaseException, *, is_late: bool) -> Refusal:
@@ -170,7 +177,7 @@ class Admission:
 
 
 def _ask(channel: Channel, record: RequestRecord, context: Context, scope: Scope | None) -> Any:
-    """The user whom the listener's hook lets in, or a refusal.
+    """The user whom the listener's hook lets in, an `Accept` with that user, or a refusal.
 
     Without a hook it is ``REMOTE_USER``, as with `True`; the hook may have set that in
     ``request.environ``.
@@ -192,17 +199,50 @@ def _ask(channel: Channel, record: RequestRecord, context: Context, scope: Scope
         text = responses.get(answer.status_code, "Refused")
         return Refusal(answer, text, f"{cls.__name__}.on_handshake answered {answer.status}")
     # Flask-Login's and Django's anonymous user is an object like any other, but for that.
-    is_nobody = answer is None or answer is False
-    if is_nobody or getattr(answer, "is_authenticated", True) is False:
-        what = answer if is_nobody else "a user who is not authenticated"
+    user = answer.user if isinstance(answer, Accept) else answer
+    is_nobody = user is None or user is False
+    if is_nobody or getattr(user, "is_authenticated", True) is False:
+        what = user if is_nobody else "a user who is not authenticated"
         why = f"{cls.__name__}.on_handshake returned {what}: it lets in with True or a user"
         return refuse(403, "Not allowed.", reason=why)
-    return request.environ.get("REMOTE_USER") if answer is True else answer
+    if user is True:
+        user = request.environ.get("REMOTE_USER")
+    return answer.with_user(user) if isinstance(answer, Accept) else user
+
+
+def _tell_unspoken(
+    channel: Channel, accepted: Acceptance, accept: Accept | None, *, is_answered: bool
+) -> None:
+    """What was to be agreed on and is not: browsers end such a connection without a reason."""
+    if accepted.unspoken:
+        # Not which: a token may be offered.
+        _log.warning(
+            "channel %s: of %d subprotocol(s) that a client offers none is spoken, which browsers "
+            "do not take: subprotocols of the class, or Accept(subprotocol=…), names those that "
+            "are (now: %s)",
+            channel.name,
+            accepted.unspoken,
+            ", ".join(channel.contract.subprotocols) or "none",
+        )
+    if is_answered and accept is not None and (accept.headers or accept.subprotocol):
+        _log.warning(
+            "channel %s: headers and subprotocol of Accept(…) cannot be sent: gevent-websocket's "
+            "own handler has sent the 101. Run a server of this package",
+            channel.name,
+        )
 
 
 def _call(hook: Callable[[Request], Any], request: Request) -> Any:
-    """What the hook returns, as far as it is an answer: none may let in what it does not mean."""
-    answer = hook(request)
+    """What the hook returns, as far as it is an answer."""
+    answer = _meant(hook(request))
+    if not isinstance(answer, Accept):
+        return answer
+    user = _meant(answer.user)
+    return user if isinstance(user, (HTTPException, Response)) else answer.with_user(user)
+
+
+def _meant(answer: Any) -> Any:
+    """An answer for what it stands for: none may let in what it does not mean."""
     if isinstance(answer, LocalProxy):  # ``return current_user``, which may stand for None
         answer = answer._get_current_object()
     if isinstance(answer, type) and issubclass(answer, HTTPException):

@@ -166,6 +166,8 @@ class WebSocketMiddleware:
             idle_timeout = admitted.channel.contract.idle_timeout
             connection = self._make_connection(transport, session.id, accepted, idle_timeout)
             member = _make_member(admitted, connection, session)
+            if admitted.expires_at is not None:
+                connection.expires_at = admitted.expires_at  # before it is watched
             # In this order: nothing runs before we block, which the log line of `list` may do.
             connection.start(member, leftover)
             member.list()

@@ -26,6 +26,7 @@ from wsmiddleware.values import (
 )
 
 if TYPE_CHECKING:
+    from wsmiddleware.listeners.accept import Accept
     from wsmiddleware.listeners.channel import Channel
     from wsmiddleware.settings import Settings
 
@@ -64,6 +65,8 @@ class Acceptance:
     subprotocol: str = ""
     extensions: str = ""
     deflate: deflate.Deflate | None = None
+    #: How many subprotocols were offered, where none of them is spoken.
+    unspoken: int = 0
 
 
 def refuse(
@@ -279,11 +282,16 @@ def _is_label(label: str, pattern: str) -> bool:
 
 
 def agree(
-    environ: Mapping[str, Any], channel: Channel, settings: Settings, *, is_answered: bool
+    environ: Mapping[str, Any],
+    channel: Channel,
+    accept: Accept | None = None,
+    *,
+    is_answered: bool,
 ) -> Acceptance:
     """The 101 of an accepted handshake: RFC 6455, section 4.2.2.
 
-    `is_answered` means that a 101 has gone out already, which agreed to nothing.
+    `accept` is what the listener's hook says of it. `is_answered` means that a 101 has gone out
+    already, which agreed to nothing.
     """
     if is_answered:
         return Acceptance([])
@@ -293,14 +301,23 @@ def agree(
         ("Sec-WebSocket-Accept", handshake.accept_key(_key(environ))),
     ]
     offered = handshake.parse_tokens(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
-    subprotocol = handshake.select_subprotocol(offered, channel.contract.subprotocols)
+    spoken = channel.contract.subprotocols
+    if accept is not None and accept.subprotocol is not None:
+        spoken = (accept.subprotocol,)
+    subprotocol = handshake.select_subprotocol(offered, spoken)
     if subprotocol:
         headers.append(("Sec-WebSocket-Protocol", subprotocol))
     agreed = None
-    if settings.compression:
+    if channel.settings.compression:
         agreed = deflate.negotiate(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
     if agreed is not None:
         headers.append(("Sec-WebSocket-Extensions", agreed[1]))
+    if accept is not None:
+        headers += accept.headers
     return Acceptance(
-        headers, subprotocol or "", agreed[1] if agreed else "", agreed[0] if agreed else None
+        headers,
+        subprotocol or "",
+        agreed[1] if agreed else "",
+        agreed[0] if agreed else None,
+        unspoken=len(offered) if subprotocol is None else 0,
     )

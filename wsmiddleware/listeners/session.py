@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import math
 import secrets
@@ -13,6 +14,7 @@ from urllib.parse import unquote_plus
 
 from werkzeug.wrappers import Request
 
+from wsmiddleware.listeners.accept import seconds_of
 from wsmiddleware.log import parameter_name
 
 if TYPE_CHECKING:
@@ -184,6 +186,21 @@ class Session:
             self._connection.set_idle_timeout(milliseconds / 1000)
 
     @property
+    def expires_at(self) -> float | None:
+        """When the connection is closed with 4401, in Unix seconds; `None` is never. May be set.
+
+        To Unix seconds, a `datetime` with a time zone, or `None`; else it is a `ValueError`.
+        """
+        ends = math.inf if self._connection is None else self._connection.expires_at
+        return None if ends == math.inf else ends
+
+    @expires_at.setter
+    def expires_at(self, at: float | datetime.datetime | None) -> None:
+        seconds = seconds_of(at)
+        if self._connection is not None:
+            self._connection.set_expiry(math.inf if seconds is None else seconds)
+
+    @property
     def user_properties(self) -> dict[str, Any]:
         """A dict of the connection's own."""
         if self._properties is None:
@@ -228,6 +245,7 @@ class Session:
             "protocol_version": self.protocol_version,
             "extensions": self.extensions,
             "max_idle_timeout": self.max_idle_timeout,
+            "expires_at": self.expires_at,
             "user_principal": principal if isinstance(principal, str) else None,
             "is_secure": self.is_secure,
             "remote_address": self.remote_address,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["NOBODY", "Connection", "Receiver"]
 
 _READ = 1  # libev's EV_READ
+#: The close code of a connection whose time is over (`Connection.expires_at`).
+EXPIRED = 4401
 
 
 class Connection(Reader):
@@ -59,6 +62,7 @@ class Connection(Reader):
         "closing",
         "due_step",
         "encode",
+        "expires_at",
         "keepalive",
         "receiver",
     )
@@ -98,6 +102,8 @@ class Connection(Reader):
         #: The wire form of one message to this peer.
         self.encode = pack if pack is not None and engine.is_plain else engine.wire
         self.keepalive = Keepalive(idle_timeout, settings.ping_interval, settings.ping_timeout)
+        #: When it is closed with `EXPIRED`, in Unix seconds.
+        self.expires_at = math.inf
         self.receiver: Receiver = NOBODY
         #: The end of the connection; `None` until it begins.
         self.closing: Closing | None = None
@@ -398,9 +404,13 @@ class Connection(Reader):
         return self._due_at()
 
     def _due_at(self) -> float:
-        if self.closing is None:
-            return self.keepalive.due(self.last_received, self.last_message)
-        return self.closing.deadline
+        if self.closing is not None:
+            return self.closing.deadline
+        at = self.keepalive.due(self.last_received, self.last_message)
+        left: float = self.expires_at - time.time()
+        # By half of it: our own time stands still while the loop is held up.
+        wait = left / 2 if left > 1.0 else max(0.0, left)
+        return min(at, float(self.reactor.now + wait))
 
     def _look(self) -> None:
         """Read and write once before the clock decides that the peer is late.
@@ -417,11 +427,19 @@ class Connection(Reader):
         self.keepalive.idle_timeout = seconds
         self.reactor.defer(self._look_again)
 
+    def set_expiry(self, at: float) -> None:
+        """Close with `EXPIRED` at that time, in Unix seconds. From any thread."""
+        self.expires_at = at
+        self.reactor.defer(self._look_again)
+
     def _look_again(self) -> None:
         if self.closing is None:
             self.reactor.watch(self, self._due_at())
 
     def _keep_alive(self, now: float) -> None:
+        if self.expires_at <= time.time():
+            self.start_closing(EXPIRED, "expired")
+            return
         verdict = self._judge(now)
         if verdict in (Verdict.IDLE, Verdict.DEAD):
             self._look()
