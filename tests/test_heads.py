@@ -47,7 +47,6 @@ LISTENER = type("Test", (WebSocketListener,), {"subprotocols": ("v2", "v1")})
 CHANNEL = Channel(
     "test",
     Contract(LISTENER, SETTINGS[0]),
-    SETTINGS[0],
     Metrics(),
     lambda: iter(()),
 )

@@ -45,7 +45,7 @@ def agreed(
     """What a channel whose listener supports `subprotocols` agrees to."""
     settings = settings or Settings()
     listener = type("Chat", (WebSocketListener,), {"subprotocols": subprotocols})
-    channel = Channel("chat", Contract(listener, settings), settings, Metrics(), lambda: iter(()))
+    channel = Channel("chat", Contract(listener, settings), Metrics(), lambda: iter(()))
     return agree(environ(**changes), channel, is_answered=False)
 
 
@@ -217,9 +217,7 @@ def test_accepted_handshake_is_answered_with_the_key() -> None:
 
 def test_nothing_is_agreed_to_behind_a_101_of_somebody_elses() -> None:
     settings = Settings(subprotocols=("chat",))
-    channel = Channel(
-        "chat", Contract(WebSocketListener, settings), settings, Metrics(), lambda: iter(())
-    )
+    channel = Channel("chat", Contract(WebSocketListener, settings), Metrics(), lambda: iter(()))
     request = environ(
         HTTP_SEC_WEBSOCKET_PROTOCOL="chat", HTTP_SEC_WEBSOCKET_EXTENSIONS="permessage-deflate"
     )

@@ -81,7 +81,7 @@ class Admission:
         refusal = (
             policy.check_request(environ)
             or policy.check_host(environ, self._trusted_hosts())
-            or policy.check_origin(environ, self._settings)
+            or _check_origin(environ, found[0])
             or self._check_room()
         )
         if refusal is not None:
@@ -176,6 +176,13 @@ class Admission:
         return refuse(500, "Internal error.", reason=f"{name}: {what}")
 
 
+def _check_origin(environ: WSGIEnvironment, channel: Channel) -> Refusal | None:
+    if "allowed_origins" not in channel.contract.own:
+        return policy.check_origin(environ, channel.settings)
+    whose = f"those of the class {channel.listener_class.__qualname__}"
+    return policy.check_origin(environ, channel.settings, whose)
+
+
 def _ask(channel: Channel, record: RequestRecord, context: Context, scope: Scope | None) -> Any:
     """The user whom the listener's hook lets in, an `Accept` with that user, or a refusal.
 
@@ -222,7 +229,7 @@ def _tell_unspoken(
             "are (now: %s)",
             channel.name,
             accepted.unspoken,
-            ", ".join(channel.contract.subprotocols) or "none",
+            ", ".join(channel.settings.subprotocols) or "none",
         )
     if is_answered and accept is not None and (accept.headers or accept.subprotocol):
         _log.warning(

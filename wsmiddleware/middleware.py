@@ -36,7 +36,7 @@ from wsmiddleware.policy import Acceptance, Refusal, decode_path
 from wsmiddleware.protocol.engine import Engine
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.registry import Registry
-from wsmiddleware.settings import shorten
+from wsmiddleware.settings import Settings, shorten
 from wsmiddleware.upgrade import Upgrade, find_upgrade, is_stock_worker
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class WebSocketMiddleware:
         """Serve a class as a channel, beside those of the directory.
 
         `ListenerError` for a name or a class that cannot be one, or is taken; `ConfigError` for a
-        wrong ``idle_timeout`` or ``subprotocols`` of the class.
+        wrong value of a setting that the class has of its own.
         """
         self.registry.add(channel, listener_class)
 
@@ -163,8 +163,8 @@ class WebSocketMiddleware:
                 extensions=accepted.extensions,
                 user_principal=admitted.principal,
             )
-            idle_timeout = admitted.channel.contract.idle_timeout
-            connection = self._make_connection(transport, session.id, accepted, idle_timeout)
+            settings = admitted.channel.settings
+            connection = self._make_connection(transport, session.id, accepted, settings)
             member = _make_member(admitted, connection, session)
             if admitted.expires_at is not None:
                 connection.expires_at = admitted.expires_at  # before it is watched
@@ -178,15 +178,15 @@ class WebSocketMiddleware:
     def _close_refused(self, capability: Upgrade, refusal: Refusal) -> None:
         """Refuse where the 101 has gone out already: the close code is 4000 + the HTTP status."""
         transport, leftover = capability.accept([])
-        connection = self._make_connection(transport, "refused", Acceptance([]), 0.0)
+        connection = self._make_connection(transport, "refused", Acceptance([]), self.settings)
         connection.start(NOBODY, leftover)
         connection.close(4000 + refusal.response.status_code, refusal.text[:100])
         _park(capability, connection)
 
     def _make_connection(
-        self, transport: Transport, name: str, accepted: Acceptance, idle_timeout: float
+        self, transport: Transport, name: str, accepted: Acceptance, settings: Settings
     ) -> Connection:
-        settings, agreed = self.settings, accepted.deflate
+        agreed = accepted.deflate
         return Connection(
             self.registry.reactor,
             transport,
@@ -194,7 +194,7 @@ class WebSocketMiddleware:
             settings,
             self.metrics,
             name=name,
-            idle_timeout=idle_timeout,
+            idle_timeout=settings.idle_timeout,
             window_bits=agreed.window_bits if agreed else 0,
         )
 

@@ -198,8 +198,13 @@ def _is_trusted(environ: dict[str, Any], trusted: Collection[str]) -> bool:
     return True
 
 
-def check_origin(environ: Mapping[str, Any], settings: Settings) -> Refusal | None:
-    """Prevents cross-site WebSocket hijacking: RFC 6455, section 10.2."""
+def check_origin(
+    environ: Mapping[str, Any], settings: Settings, whose: str = "WSMIDDLEWARE_ALLOWED_ORIGINS"
+) -> Refusal | None:
+    """Prevents cross-site WebSocket hijacking: RFC 6455, section 10.2.
+
+    `whose` tells the operator which ``allowed_origins`` it is.
+    """
     origin = environ.get("HTTP_ORIGIN")
     allowed = settings.allowed_origins
     if origin is None or allowed == "*":
@@ -207,21 +212,22 @@ def check_origin(environ: Mapping[str, Any], settings: Settings) -> Refusal | No
     host = environ.get("HTTP_HOST", "")
     if _is_let_in(origin, host, (allowed,) if isinstance(allowed, str) else allowed):
         return None
-    return refuse(403, "This origin may not connect.", reason=_describe_foreign(origin, host))
+    return refuse(
+        403, "This origin may not connect.", reason=_describe_foreign(origin, host, whose)
+    )
 
 
-def _describe_foreign(origin: str, host: str) -> str:
+def _describe_foreign(origin: str, host: str, whose: str) -> str:
     listing = listing_of(origin)
     if listing is None:
         told = (
             f"{shorten(origin)} for host {shorten(host)}; it is no scheme://host:port, so that "
-            "allowed_origins (WSMIDDLEWARE_ALLOWED_ORIGINS) cannot list it: a program may leave "
-            "it out"
+            f"allowed_origins ({whose}) cannot list it: a program may leave it out"
         )
     else:
         told = (
             f"'{listing}' for host {shorten(host)}; to let it in, add it to allowed_origins "
-            "(WSMIDDLEWARE_ALLOWED_ORIGINS)"
+            f"({whose})"
         )
     return (
         f"foreign origin {told}, or if a proxy changes the Host header, have it pass the original "
@@ -301,7 +307,7 @@ def agree(
         ("Sec-WebSocket-Accept", handshake.accept_key(_key(environ))),
     ]
     offered = handshake.parse_tokens(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
-    spoken = channel.contract.subprotocols
+    spoken = channel.settings.subprotocols
     if accept is not None and accept.subprotocol is not None:
         spoken = (accept.subprotocol,)
     subprotocol = handshake.select_subprotocol(offered, spoken)

@@ -74,7 +74,7 @@ class Registry:
             try:
                 yield file.stem, self.add(file.stem, load_file(file))
             except WebSocketError as exc:
-                # A class's own idle_timeout raises ConfigError; it is the listener that is broken.
+                # A class's own setting raises ConfigError; it is the listener that is broken.
                 yield file.stem, exc if isinstance(exc, ListenerError) else ListenerError(str(exc))
 
     def add(self, name: str, listener_class: type[WebSocketListener]) -> Channel:
@@ -88,7 +88,7 @@ class Registry:
         if name in self.channels:
             raise ListenerError(f"channel {name} is taken, by {self.channels[name].contract.where}")
         contract = Contract(listener_class, self._settings)
-        channel = Channel(name, contract, self._settings, self._metrics, self._scope)
+        channel = Channel(name, contract, self._metrics, self._scope)
         channel.on_settled = self._settled.set
         root = f"{self._prefix}/{name}"
         channel.pattern = root + contract.path
@@ -166,7 +166,7 @@ class Registry:
         row = self._settings
         times = [row.request_timeout, row.ping_interval, row.ping_timeout]
         times += [row.close_timeout, row.send_timeout]
-        return times + [channel.contract.idle_timeout for channel in self.channels.values()]
+        return times + [channel.settings.idle_timeout for channel in self.channels.values()]
 
     # -- going down ---------------------------------------------------------------------------
 

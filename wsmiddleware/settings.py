@@ -269,7 +269,7 @@ SETTINGS: tuple[Setting, ...] = tuple(
 def validate(name: str, value: object, source: str) -> Any:
     """The canonical form of a value for the setting `name`, wherever it stands.
 
-    For a listener class's own ``idle_timeout`` and ``subprotocols``; `source` says where that is.
+    For those that a listener class has of its own; `source` says where that is.
     Raises `ConfigError`, and `KeyError` for a name that is no setting.
     """
     setting = next((row for row in SETTINGS if row.name == name), None)

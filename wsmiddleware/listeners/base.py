@@ -36,11 +36,21 @@ class WebSocketListener:
     the class too, for ``request_timeout`` at most. Derived from the seed's component.
     """
 
-    #: Seconds without a message either way until the connection is closed with 1001; 0 is never.
-    #: `None` leaves it to the setting ``idle_timeout``.
-    idle_timeout: ClassVar[float | None] = None
+    # Settings of the channel's own, each with the middleware's values; `None` leaves it to that.
 
-    #: Supported subprotocols in order of preference; `None` leaves it to the setting.
+    #: Pages of which sites may connect: ``"same-origin"``, ``"*"`` or a list.
+    allowed_origins: ClassVar[str | Sequence[str] | None] = None
+    #: Whether permessage-deflate is offered.
+    compression: ClassVar[bool | None] = None
+    #: Seconds without a message either way until the connection is closed with 1001; 0 is never.
+    idle_timeout: ClassVar[float | None] = None
+    #: Messages a second from one client; past it reading pauses.
+    max_message_rate: ClassVar[float | None] = None
+    #: Bytes; a larger message closes with 1009.
+    max_message_size: ClassVar[int | None] = None
+    #: Bytes that may wait for one client: the high-water mark.
+    send_queue_size: ClassVar[int | None] = None
+    #: Supported subprotocols in order of preference.
     subprotocols: ClassVar[Sequence[str] | None] = None
 
     #: ``"json"``: `on_message` gets what a text says. A text that is no JSON is `on_error`'s, or

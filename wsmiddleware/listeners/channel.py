@@ -18,13 +18,13 @@ from wsmiddleware.listeners.delivery import Deliveries
 from wsmiddleware.listeners.edges import Edge, Edges
 from wsmiddleware.net.underway import OVERHEAD, Underway
 from wsmiddleware.protocol.prepared import PreparedMessage
-from wsmiddleware.settings import Settings
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.base import WebSocketListener
     from wsmiddleware.listeners.instance import Instance
     from wsmiddleware.metrics import Metrics
     from wsmiddleware.net.reactor import Reactor
+    from wsmiddleware.settings import Settings
 
 __all__ = ["Channel"]
 
@@ -44,18 +44,18 @@ class Channel:
         self,
         name: str,
         contract: Contract,
-        settings: Settings,
         metrics: Metrics,
         scope: Callable[[], Iterator[Channel]],
     ) -> None:
         self.name = name
         self.contract = contract
-        self.settings = settings
+        #: Those of the middleware, but for what its class says.
+        self.settings: Settings = contract.settings
         self.metrics = metrics
         #: What is sent of a message.
-        self.to_data = sender(settings.json)
+        self.to_data = sender(self.settings.json)
         #: What a text says, for callbacks that get that; else `None`.
-        self.loads = reader(settings.json) if contract.decode else None
+        self.loads = reader(self.settings.json) if contract.decode else None
         #: Connections whose last callback has not ended yet; more than are open.
         self.unfinished: set[Instance] = set()
         #: Those whose last callback has ended, while the last frame is on its way to the peer.

@@ -1,10 +1,11 @@
-"""What a listener class says of its channel, checked: callbacks, `path`, time-out, subprotocols.
+"""What a listener class says of its channel, checked: callbacks, `path`, settings of its own.
 
 Who is connected is `wsmiddleware.listeners.channel`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from wsmiddleware.exceptions import ListenerError
@@ -34,11 +35,20 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str) and value.startswith("/")
 
 
-_ATTRIBUTES: dict[str, Fits] = {
-    "decode": lambda value: value == "json",
+#: The settings that a class may have of its own, and which values may be meant for one.
+_OWN: dict[str, Fits] = {
+    "allowed_origins": _is_words,
+    "compression": lambda value: isinstance(value, bool),
     "idle_timeout": _is_number,
-    "path": _is_path,
+    "max_message_rate": _is_number,
+    "max_message_size": _is_number,
+    "send_queue_size": _is_number,
     "subprotocols": _is_words,
+}
+_ATTRIBUTES: dict[str, Fits] = {
+    **_OWN,
+    "decode": lambda value: value == "json",
+    "path": _is_path,
 }
 
 
@@ -52,11 +62,11 @@ class Contract:
         "binary_callback",
         "callbacks",
         "decode",
-        "idle_timeout",
         "joins_handshake",
         "listener_class",
+        "own",
         "path",
-        "subprotocols",
+        "settings",
         "text_callback",
     )
 
@@ -82,14 +92,14 @@ class Contract:
             place = self.place_of("decode")
             raise ListenerError(f'{place}: decode is {cls.decode!r}; valid is "json" or None')
         self.decode = cls.decode
-        self.idle_timeout: float = settings.idle_timeout
-        if cls.idle_timeout is not None:
-            place = self.place_of("idle_timeout")
-            self.idle_timeout = validate("idle_timeout", cls.idle_timeout, place)
-        self.subprotocols: tuple[str, ...] = settings.subprotocols
-        if cls.subprotocols is not None:
-            place = self.place_of("subprotocols")
-            self.subprotocols = validate("subprotocols", cls.subprotocols, place)
+        own = {name: value for name in _OWN if (value := getattr(cls, name)) is not None}
+        #: The names of the settings that the class has of its own.
+        self.own = frozenset(own)
+        #: What holds for the channel: those, and the middleware's.
+        self.settings = settings
+        if own:
+            checked = {name: validate(name, own[name], self.place_of(name)) for name in own}
+            self.settings = dataclasses.replace(settings, **checked)
 
     @property
     def where(self) -> str:
