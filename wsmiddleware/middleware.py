@@ -4,8 +4,9 @@
 
     app.wsgi_app = WebSocketMiddleware(app.wsgi_app)
 
-wraps any WSGI callable. Requests outside the prefix reach it untouched; a WebSocket handshake on
-``<prefix>/<channel>`` becomes a connection of that channel. Settings are keywords, variables or
+wraps any WSGI callable. A WebSocket handshake on ``<prefix>/<channel>``, or on the `url` that the
+channel's class has, becomes a connection of that channel. Other requests outside the prefix reach
+the application untouched. Settings are keywords, variables or
 ``websocket.json`` (see `wsmiddleware.settings`).
 """
 
@@ -35,6 +36,7 @@ from wsmiddleware.net.transport import Transport
 from wsmiddleware.policy import Acceptance, Refusal, decode_path
 from wsmiddleware.protocol.engine import Engine
 from wsmiddleware.protocol.frames import CloseCode
+from wsmiddleware.protocol.handshake import has_token
 from wsmiddleware.registry import Registry
 from wsmiddleware.settings import Settings, shorten
 from wsmiddleware.upgrade import Upgrade, find_upgrade, is_stock_worker
@@ -127,7 +129,9 @@ class WebSocketMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """WSGI: take over what is below the prefix, pass on the rest."""
         self.is_serving = True
-        if not environ.get("PATH_INFO", "").startswith(self._mount):
+        if not environ.get("PATH_INFO", "").startswith(self._mount) and not (
+            self.registry.has_urls and self._is_at_url(environ)
+        ):
             return self.app(environ, start_response)
         capability = find_upgrade(environ)
         if capability is not None and not capability.speaks_first:
@@ -142,6 +146,16 @@ class WebSocketMiddleware:
             self._close_refused(capability, decision)
             return []
         return decision.response(environ, start_response)
+
+    def _is_at_url(self, environ: WSGIEnvironment) -> bool:
+        """True for a handshake, whole or cut by a proxy, at a class's own `url`.
+
+        A plain request there is the application's: a page and its socket may have one URL.
+        """
+        is_handshake = "HTTP_SEC_WEBSOCKET_KEY" in environ or has_token(
+            environ.get("HTTP_UPGRADE", ""), "websocket"
+        )
+        return is_handshake and self.registry.find(decode_path(environ)) is not None
 
     # -- connecting ---------------------------------------------------------------------------
 

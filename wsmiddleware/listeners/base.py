@@ -57,6 +57,9 @@ class WebSocketListener:
     #: closes with 1007 where there is none.
     decode: ClassVar[Literal["json"] | None] = None
 
+    #: Where the channel is, in place of ``<prefix>/<channel>``: ``"/mqtt"``, ``"/ocpp/<id>"``.
+    url: ClassVar[str] = ""
+
     #: What follows the channel in the URL, in werkzeug's routing syntax (``"/room/<int:id>"``).
     path: ClassVar[str] = ""
 

@@ -6,6 +6,7 @@ Who is connected is `wsmiddleware.listeners.channel`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from wsmiddleware.exceptions import ListenerError
@@ -49,7 +50,11 @@ _ATTRIBUTES: dict[str, Fits] = {
     **_OWN,
     "decode": lambda value: value == "json",
     "path": _is_path,
+    "url": _is_path,
 }
+
+# A path as it stands in a URL, with werkzeug's parameters: "/", "/mqtt", "/ocpp/<id>".
+_URL = re.compile(r"/|(?:/(?:<[^<>]+>|[^/\\<>?#%\s])+)+/?")
 
 
 class Contract:
@@ -68,6 +73,7 @@ class Contract:
         "path",
         "settings",
         "text_callback",
+        "url",
     )
 
     def __init__(self, listener_class: type[WebSocketListener], settings: Settings) -> None:
@@ -88,6 +94,10 @@ class Contract:
             place = self.place_of("path")
             raise ListenerError(f'{place}: path is {cls.path!r}; valid is "" or "/room/<int:id>"')
         self.path = cls.path
+        if cls.url and not (isinstance(cls.url, str) and _URL.fullmatch(cls.url)):
+            place = self.place_of("url")
+            raise ListenerError(f'{place}: url is {cls.url!r}; valid is "/mqtt" or "/ocpp/<id>"')
+        self.url = cls.url
         if cls.decode not in (None, "json"):
             place = self.place_of("decode")
             raise ListenerError(f'{place}: decode is {cls.decode!r}; valid is "json" or None')
