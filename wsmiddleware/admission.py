@@ -129,7 +129,8 @@ class Admission:
         is_answered: bool,
     ) -> Refusal | Admitted:
         """Ask `on_handshake`, and make the listener: user code that may refuse, block or fail."""
-        record, context, make = RequestRecord(environ), Context(), self._request_context
+        record, context = RequestRecord(environ), self._registry.new_context()
+        make = self._request_context
         scope = None if make is None else scope_for(make, record.environ)
         timer = None
         if scope is not None or channel.contract.joins_handshake:

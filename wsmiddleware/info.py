@@ -19,6 +19,7 @@ from wsmiddleware.listeners.instance import Instance, Items
 from wsmiddleware.log import LOGGER_NAME
 from wsmiddleware.log import log as _log
 from wsmiddleware.protocol.frames import CloseCode
+from wsmiddleware.registry import CURRENT
 from wsmiddleware.speedups import IMPLEMENTATION
 
 if TYPE_CHECKING:
@@ -36,8 +37,13 @@ __all__ = [
     "Instance",
     "add",
     "channel",
+    "channel_of",
+    "info_of",
+    "is_alone",
+    "meant",
     "middlewares",
     "publish",
+    "publish_to",
     "shutdown",
     "websocket_info",
 ]
@@ -73,9 +79,20 @@ def add(middleware: Middleware) -> None:
     _middlewares.append(weakref.ref(middleware, _middlewares.remove))
 
 
+def is_alone() -> bool:
+    """True while the process has one middleware: whose code runs makes no difference."""
+    return len(_middlewares) < 2
+
+
 def middlewares() -> list[Middleware]:
     """The middlewares of this process, oldest first."""
     return [middleware for ref in tuple(_middlewares) if (middleware := ref()) is not None]
+
+
+def meant() -> list[Middleware]:
+    """Those of the request or callback that runs here, outermost first; outside of any, all."""
+    known, current = middlewares(), CURRENT.get()
+    return [each for each in known if each.registry in current] if current else known
 
 
 class Info(Items):
@@ -151,11 +168,16 @@ def _with_raw(each: Instance) -> Instance:
 def websocket_info(add_raw: bool = False) -> Info:
     """A snapshot of this process: settings, and every open connection with its listener.
 
-    With several middlewares the instances are those of all, the rest is the newest's. Empty before
-    there is one. `add_raw` adds ``session["raw"]``, the connection object. Never blocks and takes
-    no lock; from any greenlet and any native thread. What it lists may close at any time.
+    Of several middlewares it is the one whose request or callback runs here; outside of any the
+    instances are those of all, the rest is the newest's. Empty before there is one. `add_raw` adds
+    ``session["raw"]``, the connection object. Never blocks and takes no lock; from any greenlet and
+    any native thread. What it lists may close at any time.
     """
-    known = middlewares()
+    return info_of(meant(), add_raw)
+
+
+def info_of(known: list[Middleware], add_raw: bool = False) -> Info:
+    """The same of these middlewares."""
     instances: list[Instance] = []
     for middleware in known:
         members = middleware.registry.members()
@@ -205,37 +227,44 @@ def channel(name: str) -> ChannelView:
     """A channel by its name: the class that serves it, and who is connected to it.
 
     From any code of a process with a middleware, any greenlet and any native thread; never blocks.
-    Where several middlewares have the name, the clients are those of all, the class the newest's.
+    Of several middlewares it is that of the one whose request or callback runs here; outside of any
+    the clients are those of all that have the name, the class is the newest's.
     Raises `LookupError` when none has it.
     """
-    return _view(name, _channels(name, middlewares()))
+    return channel_of(meant(), name)
 
 
-def _view(name: str, found: list[Channel]) -> ChannelView:
-    wsclients = found[0].wsclients if len(found) == 1 else WsClients(_Several(name, found))
-    return ChannelView(name, found[-1].listener_class, wsclients)
-
-
-def _channels(name: str, known: list[Middleware]) -> list[Channel]:
+def channel_of(known: list[Middleware], name: str) -> ChannelView:
+    """The same of these middlewares."""
     found = [m.registry.channels[name] for m in known if name in m.registry.channels]
     if not found:
         names = sorted({each for m in known for each in m.registry.channels})
-        raise LookupError(f"no channel {name!r}; there are: {', '.join(names) or 'none'}")
-    return found
+        text = f"no channel {name!r}; there are: {', '.join(names) or 'none'}"
+        if any(name in m.registry.channels for m in middlewares()):
+            text += "; it is another application's of this process: ask that one's middleware"
+        raise LookupError(text)
+    wsclients = found[0].wsclients if len(found) == 1 else WsClients(_Several(name, found))
+    return ChannelView(name, found[-1].listener_class, wsclients)
 
 
 def publish(channel: str, message: object, group: str | None = None) -> bool:
     """Broadcast to a channel (or a group of it) from any code of a process with a middleware.
 
-    `True`; `False` for `None`. Never waits for a client; from any greenlet and any native thread.
-    One to very many lets other greenlets run in between.
+    `True`; `False` for `None`. Which middleware's is as with `channel`. Never waits for a client;
+    from any greenlet and any native thread. One to very many lets other greenlets run in between.
     Raises `LookupError` when no middleware has that channel, `TypeError` for what JSON cannot hold.
     """
-    known = middlewares()
-    found = _channels(channel, known)
+    return publish_to(meant(), channel, message, group)
+
+
+def publish_to(
+    known: list[Middleware], channel: str, message: object, group: str | None = None
+) -> bool:
+    """The same of these middlewares."""
+    found = channel_of(known, channel)
     if not any(m.is_serving for m in known):
         _warn_of_nobody(known[0])
-    return _view(channel, found).wsclients.broadcast(message, group)
+    return found.wsclients.broadcast(message, group)
 
 
 def _warn_of_nobody(middleware: Middleware) -> None:

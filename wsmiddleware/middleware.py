@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -37,7 +37,7 @@ from wsmiddleware.policy import Acceptance, Refusal, decode_path
 from wsmiddleware.protocol.engine import Engine
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.protocol.handshake import has_token
-from wsmiddleware.registry import Registry
+from wsmiddleware.registry import CURRENT, Registry
 from wsmiddleware.settings import Settings, shorten
 from wsmiddleware.upgrade import Upgrade, find_upgrade, is_stock_worker
 
@@ -126,13 +126,29 @@ class WebSocketMiddleware:
 
         return register
 
+    # -- of this middleware, where a process has several --------------------------------------
+
+    def publish(self, channel: str, message: object, group: str | None = None) -> bool:
+        """`wsmiddleware.publish` to this middleware's channel, wherever it is called."""
+        return info.publish_to([self], channel, message, group)
+
+    def channel(self, name: str) -> info.ChannelView:
+        """`wsmiddleware.channel` of this middleware, wherever it is called."""
+        return info.channel_of([self], name)
+
+    def info(self, add_raw: bool = False) -> info.Info:
+        """`wsmiddleware.websocket_info` of this middleware alone, wherever it is called."""
+        return info.info_of([self], add_raw)
+
+    # -- a request ----------------------------------------------------------------------------
+
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """WSGI: take over what is below the prefix, pass on the rest."""
         self.is_serving = True
         if not environ.get("PATH_INFO", "").startswith(self._mount) and not (
             self.registry.has_urls and self._is_at_url(environ)
         ):
-            return self.app(environ, start_response)
+            return self._pass_on(environ, start_response)
         capability = find_upgrade(environ)
         if capability is not None and not capability.speaks_first:
             self._warn_of_workers(environ)
@@ -146,6 +162,19 @@ class WebSocketMiddleware:
             self._close_refused(capability, decision)
             return []
         return decision.response(environ, start_response)
+
+    def _pass_on(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Call the application; within it `publish` and its like mean this middleware."""
+        if info.is_alone():
+            return self.app(environ, start_response)
+        token = self.registry.enter()
+        try:
+            body = self.app(environ, start_response)
+        finally:
+            CURRENT.reset(token)
+        wrapper = environ.get("wsgi.file_wrapper")
+        is_file = isinstance(wrapper, type) and isinstance(body, wrapper)
+        return body if is_file or isinstance(body, (list, tuple)) else _Body(body, self.registry)
 
     def _is_at_url(self, environ: WSGIEnvironment) -> bool:
         """True for a handshake, whole or cut by a proxy, at a class's own `url`.
@@ -252,6 +281,38 @@ class WebSocketMiddleware:
 
     def __repr__(self) -> str:
         return f"<WebSocketMiddleware {self.prefix} {sorted(self.registry.channels)}>"
+
+
+class _Body:
+    """A response that the application makes while it is sent: that is within the request too."""
+
+    __slots__ = ("_body", "_iterator", "_registry")
+
+    def __init__(self, body: Iterable[bytes], registry: Registry) -> None:
+        self._body = body
+        self._iterator: Iterator[bytes] | None = None
+        self._registry = registry
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        token = self._registry.enter()
+        try:
+            if self._iterator is None:
+                self._iterator = iter(self._body)
+            return next(self._iterator)
+        finally:
+            CURRENT.reset(token)
+
+    def close(self) -> None:
+        """PEP 3333: called by the server, whatever became of the response."""
+        token = self._registry.enter()
+        try:
+            if hasattr(self._body, "close"):
+                self._body.close()
+        finally:
+            CURRENT.reset(token)
 
 
 def _park(capability: Upgrade, connection: Connection) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from contextvars import Context, ContextVar, Token
 from typing import Any
 
 import gevent
@@ -24,7 +25,11 @@ from wsmiddleware.net.reactor import Reactor, step_for
 from wsmiddleware.protocol.frames import CloseCode
 from wsmiddleware.settings import Settings
 
-__all__ = ["Registry"]
+__all__ = ["CURRENT", "Registry"]
+
+#: Whose request or callback runs here: the registries of the middlewares around it, the outermost
+#: first. A greenlet or thread of the application's own is nobody's.
+CURRENT: ContextVar[tuple[Registry, ...]] = ContextVar("wsmiddleware", default=())
 
 #: Clients closed in one batch, and seconds until the next batch: so ten thousand do not reconnect
 #: in one instant, and the loop is not held up.
@@ -60,6 +65,9 @@ class Registry:
         #: Channels by their path, where it has no parameters. Against the map: saves 6 % of a
         #: connect.
         self._roots: dict[str, Channel] = {}
+        #: What a connection's context begins as: in its callbacks we are current.
+        self._context = Context()
+        self._context.run(CURRENT.set, (self,))
         #: The names of the channels by where they are, whatever their parameters are called.
         self._places: dict[str, str] = {}
         #: A channel is outside of the prefix.
@@ -96,7 +104,7 @@ class Registry:
         if name in self.channels:
             raise ListenerError(f"channel {name} is taken, by {self.channels[name].contract.where}")
         contract = Contract(listener_class, self._settings)
-        channel = Channel(name, contract, self._metrics, self._scope)
+        channel = Channel(name, contract, self._metrics, self._scope, self.new_context)
         channel.on_settled = self._settled.set
         root = contract.url or f"{self._prefix}/{name}"
         channel.pattern = root.rstrip("/") + contract.path if contract.path else root
@@ -145,6 +153,20 @@ class Registry:
 
     def _scope(self) -> Iterator[Channel]:
         return iter(self.channels.values())
+
+    # -- whose code runs ----------------------------------------------------------------------
+
+    def enter(self) -> Token[tuple[Registry, ...]]:
+        """We are current from now on, with those around us, until ``CURRENT.reset``."""
+        return CURRENT.set((*CURRENT.get(), self))
+
+    def new_context(self) -> Context:
+        """A context for callbacks, in which we are current, and who was around a handshake."""
+        around = CURRENT.get()
+        if around and self._context[CURRENT] != (*around, self):
+            self._context = Context()
+            self._context.run(CURRENT.set, (*around, self))
+        return self._context.copy()
 
     # -- connections --------------------------------------------------------------------------
 

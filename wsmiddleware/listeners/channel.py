@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from gevent import monkey
@@ -46,6 +47,7 @@ class Channel:
         contract: Contract,
         metrics: Metrics,
         scope: Callable[[], Iterator[Channel]],
+        new_context: Callable[[], Context] = Context,
     ) -> None:
         self.name = name
         self.contract = contract
@@ -65,6 +67,8 @@ class Channel:
         #: Called when nothing runs or is due any more.
         self.on_settled: Callable[[], None] | None = None
         self.wsclients = WsClients(self)
+        #: A context for what runs for the channel itself.
+        self.new_context = new_context
         self._scope = scope
         self.forked()
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Collection
-from contextvars import Context
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
 from gevent.event import Event
@@ -20,6 +19,8 @@ from wsmiddleware.listeners.scope import describe
 from wsmiddleware.log import log as _log
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from wsmiddleware.listeners.clients import WsClients
     from wsmiddleware.listeners.contract import Contract
     from wsmiddleware.metrics import Metrics
@@ -38,6 +39,7 @@ class Crowd(Protocol):
     settings: Settings
     metrics: Metrics
     wsclients: WsClients
+    new_context: Callable[[], Context]
 
     @property
     def unfinished(self) -> Collection[object]:
@@ -138,8 +140,8 @@ class Edges:
         edge.worker = worker
         worker.deadline = reactor.now + self._limit(edge)
         try:
-            # An empty context: an edge belongs to the channel, not to one client's request.
-            Context().run(callback, *args)
+            # In no request's context: an edge belongs to the channel, not to one client's request.
+            channel.new_context().run(callback, *args)
         except BaseException as exc:
             if isinstance(exc, KeyboardInterrupt):
                 raise
