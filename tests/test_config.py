@@ -333,6 +333,23 @@ def test_other_paths_start_from_the_current_directory(tmp_path: Path) -> None:
     assert load_settings(config_file, by_keyword, {}, tmp_path).directory == tmp_path / "etc/mine"
 
 
+@pytest.mark.parametrize("is_in_file", [True, False])
+def test_folders_of_the_system_and_the_user_have_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_file: bool
+) -> None:
+    for folder in ("temp", "home", "temp/ws", "home/ws"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
+    for word in ("temp", "home"):
+        value = {"directory": f"{{{word}-directory}}/ws"}
+        (tmp_path / "ws.json").write_text(json.dumps(value if is_in_file else {}))
+        settings = load_settings("ws.json", {} if is_in_file else value, {}, tmp_path)
+        assert settings.directory == tmp_path / word / "ws"
+    with pytest.raises(ConfigError, match=r"\{no-directory\}/ws does not exist"):
+        load_settings(False, {"directory": "{no-directory}/ws"}, {}, tmp_path)
+
+
 def test_config_dir_is_the_current_directory_without_a_file(cwd: Path) -> None:
     assert load_settings(False, {}, {}, cwd).directory == cwd / "websockets"
 

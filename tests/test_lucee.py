@@ -67,6 +67,16 @@ def thread_names() -> list[str]:
     return [thread.name for thread in threading.enumerate()]
 
 
+def test_class_method_is_called_from_anywhere(server: Server) -> None:
+    calling: dict[str, Any] = {}
+    exec(BLOCKS["notify.py"], calling)
+    calling["notify"]("to nobody")
+    with server.connect("/ws/notes") as ws:
+        wait_until(lambda: websocket_info().instances)
+        calling["notify"]("hello")
+        assert ws.recv(5) == "hello"
+
+
 def test_push_reaches_who_has_the_role(server: Server) -> None:
     pushing: dict[str, Any] = {}
     exec(BLOCKS["push.py"], pushing)

@@ -21,8 +21,7 @@ from wsmiddleware.protocol.frames import (
     MAX_CONTROL_SIZE,
     CloseCode,
     Opcode,
-    close_code,
-    close_payload,
+    close_arguments,
     encode_frame,
     to_payload,
 )
@@ -156,8 +155,7 @@ class WebSocketClient:
         most. With ``wait=False``, in a callback of this client and in another thread it only
         starts to. `code` and `reason` are those of ``wsclient.close``, else it is a `ValueError`.
         """
-        number = close_code(code)
-        close_payload(number, reason)
+        number, reason = close_arguments(code, reason)
         upkeep = self._upkeep
         if not self._reactor.is_here():
             self._order(upkeep.stop, number, reason)

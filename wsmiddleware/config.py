@@ -12,6 +12,7 @@ import difflib
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -248,10 +249,19 @@ def _directory(found: _Found | None, folder: Path) -> tuple[Path, bool, str]:
     default = folder / "websockets"
     if found is None:
         return default, True, "the default"
-    text = re.sub(r"\{(config-dir|lucee-config)\}", lambda _: str(folder), found.value)
+    text = re.sub(r"\{([a-z-]+)\}", lambda match: _folder(match, folder), found.value)
     path = Path(os.path.abspath(found.start / text))
     # The file that we made ourselves spells the default out; it is the default all the same.
     return path, found.is_in_file and path == default, found.place
+
+
+def _folder(match: re.Match[str], config: Path) -> str:
+    """What a word in braces stands for; itself where nothing does."""
+    if match[1] in ("config-dir", "lucee-config"):
+        return str(config)
+    if match[1] == "temp-directory":
+        return tempfile.gettempdir()
+    return os.path.expanduser("~") if match[1] == "home-directory" else match[0]
 
 
 def _check_directory(path: Path, place: str, *, is_default: bool) -> None:

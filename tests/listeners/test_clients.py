@@ -206,6 +206,7 @@ def test_sends_of_many_greenlets_and_threads_do_not_interleave_and_keep_order(
         (4999, 4999),
         ("GOING_AWAY", 1001),
         ("UNEXPECTED_CONDITION", 1011),
+        ("try_again_later", 1013),
     ],
 )
 def test_close_gives_code_and_reason(room: MakeRoom, place: str, code: Any, expected: int) -> None:
@@ -216,6 +217,50 @@ def test_close_gives_code_and_reason(room: MakeRoom, place: str, code: Any, expe
         with pytest.raises(Exception, match=str(expected)):
             ws.recv(5)
         assert (ws.close_code, ws.close_reason) == (expected, "ä" * 61 + "x")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("who", ["wsclient", "wsclients", "session"])
+def test_close_with_a_text_alone_is_1000_and_a_reason(room: MakeRoom, place: str, who: str) -> None:
+    served = room(Test)
+    with served.connect() as ws:
+        client = only_client(served)
+        target = {"wsclient": client, "wsclients": served.wsclients, "session": client.session}[who]
+        PLACES[place](lambda: target.close("bye"))
+        with pytest.raises(Exception, match="1000"):
+            ws.recv(5)
+        assert (ws.close_code, ws.close_reason) == (1000, "bye")
+
+
+def test_session_closes_as_its_client_does(room: MakeRoom) -> None:
+    served = room(Test)
+    with served.connect() as ws:
+        session = only_client(served).get_session()
+        with pytest.raises(ValueError, match="may not be sent"):
+            session.close(1005)
+        session.close(4001, "signed out")
+        session.close()
+        assert not session.is_open()
+        with pytest.raises(Exception, match="4001"):
+            ws.recv(5)
+        assert ws.close_reason == "signed out"
+
+
+def test_wsclients_send_is_their_broadcast(room: MakeRoom) -> None:
+    served = room(Test)
+    with ExitStack() as stack:
+        one, two = served.connect_many(stack, 2)
+        first, second = served.wsclients
+        second.join("group")
+        assert served.wsclients.send({"a": 1}) is True
+        assert served.wsclients.send(None) is False
+        assert (one.recv(5), two.recv(5)) == ('{"a": 1}', '{"a": 1}')
+        assert served.wsclients.group("group").send("hi") is True
+        assert two.recv(5) == "hi"
+        served.wsclients.send("others", exclude=first)
+        assert two.recv(5) == "others"
+        with pytest.raises(TimeoutError):
+            one.recv(0.05)
 
 
 def test_close_is_1000_and_a_second_one_does_nothing(room: MakeRoom) -> None:

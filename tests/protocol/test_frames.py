@@ -9,6 +9,7 @@ import pytest
 from wsmiddleware.protocol.frames import (
     CloseCode,
     Opcode,
+    close_arguments,
     close_code,
     close_payload,
     encode_frame,
@@ -58,7 +59,32 @@ def test_client_encodes_masked_frame_with_a_fresh_key() -> None:
     ],
 )
 def test_close_code_takes_lucee_name(name: str, code: int) -> None:
-    assert close_code(name) == code
+    assert close_code(name) == close_code(name.lower()) == close_code(name.title()) == code
+
+
+@pytest.mark.parametrize("reason", ["bye", "Going away", "a_b c", "bye!", "ä" * 61, "", "0x7d0"])
+def test_text_alone_is_a_reason(reason: str) -> None:
+    assert close_arguments(reason, "") == (1000, reason)
+
+
+@pytest.mark.parametrize(
+    "text", ["GOING_AWYA", "going_awya", "BYE", "1000", "4000", "no_status_code", "NO_STATUS_RCVD"]
+)
+def test_text_that_looks_like_a_code_is_no_reason(text: str) -> None:
+    with pytest.raises(ValueError, match="may not be sent"):
+        close_arguments(text, "")
+
+
+@pytest.mark.parametrize(("text", "words"), [("ä" * 62, "at most 123"), ("\ud800", "surrogates")])
+def test_text_alone_that_cannot_be_a_reason_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        close_arguments(text, "")
+
+
+def test_reason_beside_a_text_that_is_no_code_is_refused() -> None:
+    with pytest.raises(ValueError, match="'bye' may not be sent"):
+        close_arguments("bye", "now")
+    assert close_arguments("going_away", "bye") == (1001, "bye")
 
 
 @pytest.mark.parametrize("code", [1000, 1003, 1007, 1014, 3000, 4999, CloseCode.BAD_GATEWAY])

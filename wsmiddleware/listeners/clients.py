@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wsmiddleware.protocol.frames import CloseCode, close_code, close_payload
+from wsmiddleware.protocol.frames import CloseCode, close_arguments
 
 if TYPE_CHECKING:
     from wsmiddleware.listeners.convert import Data
@@ -145,9 +145,10 @@ class WsClient:
         """Send what is queued, then start the closing handshake. Never waits; once is enough.
 
         `code` is a `CloseCode`, an int out of 1000-1003, 1007-1014, 3000-4999, or the seed's name
-        (``"GOING_AWAY"``); `reason` has at most 123 bytes of UTF-8. Else it is a `ValueError`.
+        (``"GOING_AWAY"``, in any case); `reason` has at most 123 bytes of UTF-8. A text alone that
+        is no name, ``close("bye")``, is a reason with 1000. Else it is a `ValueError`.
         """
-        self._connection.close(close_code(code), reason)
+        self._connection.close(*close_arguments(code, reason))
 
     def get_session(self) -> Session:
         """The `session`."""
@@ -220,12 +221,15 @@ class WsClients:
         """
         return self._channel.broadcast(message, self._group if group is None else group, exclude)
 
+    #: As with one client.
+    send = broadcast
+
     def close(
         self, code: CloseCode | int | str = CloseCode.NORMAL_CLOSURE, reason: str = ""
     ) -> None:
         """Close each of them; see `WsClient.close`."""
-        code = close_code(code)
-        close_payload(code, reason)  # a mistake is one, whether anybody is there or not
+        # A mistake is one, whether anybody is there or not.
+        code, reason = close_arguments(code, reason)
         for client in self.get_clients():
             client.close(code, reason)
 

@@ -16,6 +16,7 @@ from werkzeug.wrappers import Request
 
 from wsmiddleware.listeners.accept import seconds_of
 from wsmiddleware.log import parameter_name
+from wsmiddleware.protocol.frames import CloseCode, close_arguments
 
 if TYPE_CHECKING:
     from werkzeug.datastructures import Headers, ImmutableMultiDict
@@ -231,6 +232,14 @@ class Session:
         """True while the connection is open."""
         return self._connection is not None and self._connection.is_open
 
+    def close(
+        self, code: CloseCode | int | str = CloseCode.NORMAL_CLOSURE, reason: str = ""
+    ) -> None:
+        """Close the connection; see ``wsclient.close``. Never waits."""
+        number, reason = close_arguments(code, reason)
+        if self._connection is not None:
+            self._connection.close(number, reason)
+
     def to_dict(self) -> dict[str, Any]:
         """What may be shown to an operator: no header, cookie, query value, property or token.
 
@@ -277,6 +286,7 @@ class Session:
 
 _GETTABLE = frozenset(name for name in vars(Session) if not name.startswith("_")) - {
     "attach",
+    "close",
     "environ",
     "is_open",
     "to_dict",

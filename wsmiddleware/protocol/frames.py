@@ -17,6 +17,7 @@ __all__ = [
     "Opcode",
     "ProtocolViolation",
     "Wire",
+    "close_arguments",
     "close_code",
     "close_payload",
     "encode_frame",
@@ -95,12 +96,12 @@ def too_big() -> ProtocolViolation:
 def close_code(value: CloseCode | int | str) -> int:
     """Give the number of a close code that an endpoint may send.
 
-    ``value`` is a number (1000-1003, 1007-1014, 3000-4999) or a name of `CloseCode`; anything
-    else is a `ValueError` that says what is valid.
+    ``value`` is a number (1000-1003, 1007-1014, 3000-4999) or a name of `CloseCode` in any case;
+    anything else is a `ValueError` that says what is valid.
     """
     code: object = value
     if isinstance(value, str):
-        code = CloseCode.__members__.get(value)
+        code = CloseCode.__members__.get(value.upper())
     if isinstance(code, int) and is_receivable_close_code(code):
         return int(code)
     names = ", ".join(
@@ -110,6 +111,25 @@ def close_code(value: CloseCode | int | str) -> int:
         f"close code {value!r} may not be sent; valid are 1000-1003, 1007-1014, 3000-4999 "
         f"and the names {names}"
     )
+
+
+def close_arguments(code: CloseCode | int | str, reason: str) -> tuple[int, str]:
+    """Give code and reason of a ``close(code, reason)``, as `close_code` and `close_payload` do.
+
+    A text alone that is no code and no name is a reason, with 1000: ``close("bye")``, as in Lucee.
+    One that looks like a name, or a number, is not taken for that: it is a `ValueError`.
+    """
+    if isinstance(code, str) and reason == "" and not _is_like_a_code(code):
+        number, reason = int(CloseCode.NORMAL_CLOSURE), code
+    else:
+        number = close_code(code)
+    close_payload(number, reason)
+    return number, reason
+
+
+def _is_like_a_code(text: str) -> bool:
+    is_name = text.upper() in CloseCode.__members__
+    return is_name or text.isnumeric() or (text.isidentifier() and (text.isupper() or "_" in text))
 
 
 def is_receivable_close_code(code: int) -> bool:
