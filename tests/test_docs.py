@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import json
 import re
@@ -19,7 +21,7 @@ import pytest
 import wsmiddleware
 from support import ROOT, Server, running
 from support.servers import WAYS, environment, serve_by, write_app
-from wsmiddleware import WebSocketMiddleware
+from wsmiddleware import WebSocketListener, WebSocketMiddleware
 from wsmiddleware.listeners.clients import WsClient, WsClients
 from wsmiddleware.listeners.session import Session
 
@@ -214,6 +216,52 @@ def test_reference_names_what_there_is(heading: str, cls: type, others: set[str]
 
 def test_reference_names_every_public_name() -> None:
     assert [name for name in wsmiddleware.__all__ if f"`{name}" not in read("api")] == []
+
+
+def imports() -> set[tuple[str, str]]:
+    """Module and name of what the pages import of this package."""
+    found = set()
+    for page in sorted(DOCS.glob("*.md")):
+        for block in blocks(page.stem, "python"):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wsm"):
+                    found |= {(node.module or "", alias.name) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(imports()))
+def test_what_the_pages_import_is_there(module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("name", re.findall(r"Its class is `(\w+)`", read("api")))
+def test_class_that_the_reference_names_is_a_public_name(name: str) -> None:
+    assert name in wsmiddleware.__all__
+    assert inspect.isclass(getattr(wsmiddleware, name))
+
+
+def test_names_that_are_imported_from_elsewhere_are_there() -> None:
+    part = read("api").split("## The server\n")[1]
+    names = re.findall(r"^\| `(\w+)\(", part, re.MULTILINE)
+    assert names == ["WSGIServer", "serve"]
+    assert set(names) <= set(importlib.import_module("wsmiddleware.server").__all__)
+
+
+def test_reference_names_the_methods_of_a_middleware() -> None:
+    part = read("api").split("## The middleware\n")[1].split("\n## ")[0]
+    made = {name for name, value in vars(WebSocketMiddleware).items() if inspect.isroutine(value)}
+    public = {name for name in made if not name.startswith("_")} - {"shutdown"}
+    assert {name for name in public if f"middleware.{name}" not in part} == set()
+
+
+def test_reference_names_the_attributes_of_a_listener() -> None:
+    part = read("api").split("## A listener\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", part.split("| attribute of the class | is |")[1]))
+    attributes = {name for name in vars(WebSocketListener) if not name.startswith("_")}
+    assert attributes <= named
+    assert set(WebSocketListener.__annotations__) - attributes == {
+        name for name in ("channel", "session", "wsclient", "wsclients") if f"`self.{name}`" in part
+    }
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from wsmiddleware.info import channel, publish, websocket_info
     from wsmiddleware.listeners.accept import Accept
     from wsmiddleware.listeners.base import WebSocketListener
+    from wsmiddleware.listeners.clients import WsClient, WsClients
+    from wsmiddleware.listeners.session import Session
     from wsmiddleware.middleware import WebSocketMiddleware
     from wsmiddleware.protocol.frames import CloseCode
     from wsmiddleware.publisher import Publisher
@@ -34,10 +36,13 @@ __all__ = [
     "ListenerError",
     "Publisher",
     "RequestTimeout",
+    "Session",
     "SlowConsumerError",
     "WebSocketError",
     "WebSocketListener",
     "WebSocketMiddleware",
+    "WsClient",
+    "WsClients",
     "channel",
     "create_websocket_client",
     "publish",
@@ -49,8 +54,11 @@ _HOMES = {
     "Accept": "listeners.accept",
     "CloseCode": "protocol.frames",
     "Publisher": "publisher",
+    "Session": "listeners.session",
     "WebSocketListener": "listeners.base",
     "WebSocketMiddleware": "middleware",
+    "WsClient": "listeners.clients",
+    "WsClients": "listeners.clients",
     "channel": "info",
     "create_websocket_client": "client",
     "publish": "info",
