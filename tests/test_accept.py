@@ -19,7 +19,8 @@ from werkzeug.local import LocalProxy
 
 from support import Server, wait_until
 from support.apps import first_message, status_of, wrap
-from support.room import MakeRoom, in_thread
+from support.room import MakeRoom, hold_up_thread
+from support.threads import in_thread
 from wsmiddleware import Accept, WebSocketListener
 from wsmiddleware.middleware import WebSocketMiddleware
 
@@ -220,8 +221,6 @@ def test_while_the_loop_was_held_up_time_has_passed_all_the_same(room: MakeRoom)
     class Held(WebSocketListener):
         def on_message(self, wsclient: Any, message: str) -> None:
             self.session.expires_at = time.time() + 2.5
-            from support.room import hold_up_thread
-
             hold_up_thread(2.0)  # our own clock stands still meanwhile
 
     with room(Held).connect() as ws:

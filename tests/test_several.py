@@ -14,7 +14,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import wsmiddleware
 from support import Server, wait_until
-from support.room import in_thread
+from support.threads import in_thread
 from wsmiddleware import WebSocketListener, WebSocketMiddleware, publish, websocket_info
 from wsmiddleware.info import is_alone
 
