@@ -157,7 +157,7 @@ def gets_an_order_that_raises(served: Served) -> None:
 
 def is_ticked_by_what_raises(served: Served) -> None:
     class Faulty:
-        slot = ticks = 0
+        due_step = ticks = 0
 
         def tick(self, now: float) -> float:
             self.ticks += 1
