@@ -250,6 +250,16 @@ def test_fork_that_shares_all_is_survived() -> None:
     assert follows.feed.position == (B, 6)
 
 
+def test_epoch_that_begins_during_a_reading_is_read_next() -> None:
+    follows = live(5)
+    follows.arrives(7)
+    request = follows.asks()
+    follows.arrives(8, epoch=B)
+    follows.feed.reading(request, Reading(A, 7, (), entries(6, 7)))
+    follows.reads(B, 8, 8, forks=(Fork(A, 7),))
+    assert follows.goes_down() == [6, 7, 8]
+
+
 def test_fork_that_lost_the_end_is_told() -> None:
     follows = live(5)
     follows.arrives(4, epoch=B)
@@ -350,11 +360,41 @@ def test_missed_messages_come_from_memory() -> None:
     assert offsets(entered(followed(6, 7, 8), Position(A, 6))) == [7, 8]
 
 
-@pytest.mark.parametrize(
-    "since", [None, Position(A, 9), Position(B, 5)], ids=["nowhere", "future", "foreign"]
-)
-def test_who_stood_nowhere_stands_at_the_top(since: Position | None) -> None:
-    assert entered(followed(6, 7, 8), since) == Entered("me", Position(A, 8), False)
+def test_who_comes_new_stands_at_the_top() -> None:
+    assert entered(followed(6, 7, 8), None) == Entered("me", Position(A, 8), False)
+
+
+@pytest.mark.parametrize("since", [Position(A, 9), Position(B, 5)], ids=["future", "foreign"])
+def test_who_stood_nowhere_is_told_after_a_reading(since: Position) -> None:
+    follows = followed(6, 7, 8)
+    assert entered(follows, since) is None
+    follows.reads(A, 8)
+    assert follows.goes_down() == [Entered("me", Position(A, 8), False)]
+
+
+def test_client_of_a_node_that_is_ahead_is_recovered() -> None:
+    follows = followed(6, 7, 8)
+    follows.feed.enter("me", Position(A, 9))
+    follows.reads(A, 10, 9, 10)
+    assert follows.goes_down() == [9, 10, Entered("me", Position(A, 9), True, (message(10),))]
+
+
+def test_client_of_a_node_that_knows_a_newer_epoch_is_recovered() -> None:
+    follows = followed(6, 7, 8)
+    follows.feed.enter("me", Position(B, 9))
+    follows.reads(B, 9, 9, forks=(Fork(A, 8),))
+    assert follows.goes_down() == [9, Entered("me", Position(B, 9), True)]
+
+
+def test_who_comes_during_a_reading_is_not_refused_by_it() -> None:
+    follows = followed(6, 7, 8)
+    follows.now = 2 * CHECK_INTERVAL
+    request = follows.asks()
+    follows.feed.enter("me", Position(A, 9))
+    follows.feed.reading(request, Reading(A, 8))
+    assert follows.goes_down() == []
+    follows.reads(A, 9, 9)
+    assert follows.goes_down() == [9, Entered("me", Position(A, 9), True)]
 
 
 def test_thousands_who_missed_more_cost_one_reading() -> None:
@@ -404,9 +444,14 @@ def test_position_of_a_past_epoch_is_good_up_to_where_it_is_shared() -> None:
     follows.reads(C, 9, forks=(Fork(A, 7), Fork(B, 5)))
     follows.arrives(10, epoch=C)
     follows.goes_down()
-    assert entered(follows, Position(A, 6)) == Entered("me", Position(C, 10), False)
-    assert entered(follows, Position(A, 5)) is None
-    assert follows.asks().since == 5
+    follows.feed.enter("lost", Position(A, 6))
+    follows.feed.enter("shared", Position(A, 5))
+    messages = tuple(message(offset, C) for offset in range(6, 11))
+    assert follows.reads(C, 10, *range(6, 11), forks=(Fork(A, 7), Fork(B, 5))) == 5
+    assert follows.goes_down() == [
+        Entered("lost", Position(C, 10), False),
+        Entered("shared", Position(C, 5), True, messages),
+    ]
 
 
 def test_client_is_let_in_while_the_link_is_away() -> None:

@@ -146,6 +146,8 @@ class StreamFeed(PlainFeed):
         self._checked = 0.0
         #: Who wants to enter, and from where.
         self._waiting: dict[object, Position | None] = {}
+        #: Those of them who waited before the reading was asked for.
+        self._asked: frozenset[object] = frozenset()
 
     # -- what happens -------------------------------------------------------------------------
 
@@ -183,7 +185,7 @@ class StreamFeed(PlainFeed):
     def enter(self, token: object, since: Position | None) -> None:
         """A client wants to follow from `since` on: `Entered` answers, now or after a reading."""
         self._waiting[token] = since
-        self._admit(self._tail.messages, None)
+        self._admit(self._tail.messages)
 
     def withdraw(self, token: object) -> None:
         """It does not wait any longer."""
@@ -232,6 +234,7 @@ class StreamFeed(PlainFeed):
         self._is_wanted = False
         self._checked = now
         self._asked_at = self.position
+        self._asked = frozenset(self._waiting)
         offsets = [] if self.position is None else [self.position.offset]
         for since in self._waiting.values():
             offset = since and (since.offset if self.position is None else self._base(since))
@@ -264,7 +267,8 @@ class StreamFeed(PlainFeed):
         if self._known < reading.top:
             self._is_wanted = True
         self.state = State.READING if self._is_wanted else State.LIVE
-        self._admit({**self._tail.messages, **read}, request.since)
+        asked = self._asked if self.state is State.LIVE else frozenset()
+        self._admit({**self._tail.messages, **read}, request.since, asked)
 
     @property
     def _known(self) -> int:
@@ -354,19 +358,27 @@ class StreamFeed(PlainFeed):
         """Where on this line a client stood; `None` where it did not."""
         return since and self._line.offset_of(since, self._known)
 
-    def _admit(self, messages: dict[int, Envelope], read_since: int | None) -> None:
-        """Answer those who wait; who needs more than `messages` waits for a reading of its own."""
+    def _admit(
+        self,
+        messages: dict[int, Envelope],
+        read_since: int | None = None,
+        asked: frozenset[object] = frozenset(),
+    ) -> None:
+        """Answer those who wait; who needs more than `messages` waits for a reading of its own.
+
+        Only a reading that was `asked` for after it came says that a client stood nowhere: another
+        node may have been ahead of this one, by messages and by epochs.
+        """
         if not self._waiting or self.position is None:
             return
         epoch, top = self.position
         run = unbroken(messages, top)
-        is_sure = self.state is State.LIVE
         for token, since in tuple(self._waiting.items()):
             base = self._base(since)
             if base is not None and top - base <= len(run):
                 missed = tuple(run[len(run) - (top - base) :])
                 entered = Entered(token, Position(epoch, base), True, missed)
-            elif since is None or (is_sure and (base is None or _covers(read_since, base))):
+            elif since is None or (token in asked and (base is None or _covers(read_since, base))):
                 entered = Entered(token, self.position)
             else:
                 continue
