@@ -24,7 +24,6 @@ from wsmiddleware.backplane.engine import (
     Subject,
 )
 from wsmiddleware.backplane.envelope import Envelope, Kind, encode
-from wsmiddleware.backplane.redis import RedisEngine
 from wsmiddleware.exceptions import ConfigError
 from wsmiddleware.listeners.clients import check_group
 from wsmiddleware.listeners.convert import to_data
@@ -68,6 +67,9 @@ class Publisher:
         self._begin()
 
     def _begin(self) -> None:
+        # Here, so that the name can be imported without redis-py: `from wsmiddleware import *`.
+        from wsmiddleware.backplane.redis import RedisEngine
+
         self._engine = RedisEngine(self._address, self._prefix)
         self._pid = os.getpid()
         self._id = os.urandom(8)

@@ -99,6 +99,23 @@ def test_import_brings_no_gevent() -> None:
     assert not [name for name in modules if name.split(".")[0] in ("gevent", "greenlet")]
 
 
+@pytest.mark.parametrize("missing", ["redis", "hiredis"])
+def test_without_redis_py_it_says_what_to_install(missing: str) -> None:
+    printed = run(
+        """
+        import sys
+        sys.modules[sys.argv[1]] = None
+        from wsmiddleware import *
+        try:
+            Publisher("redis://127.0.0.1:1")
+        except ImportError as exc:
+            print(exc)
+        """,
+        missing,
+    )
+    assert "pip install 'wsmiddleware[redis]'" in printed
+
+
 @pytest.mark.parametrize("url", ["http://x", "redis://:s3cret@host:x", "redis+cluster://a"])
 def test_wrong_url_is_a_config_error(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
