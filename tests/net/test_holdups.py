@@ -82,6 +82,16 @@ def test_what_holds_the_loop_is_told_with_its_time(
     assert place and place[1] == __file__
 
 
+#: How long each of `hold` took: on a busy machine a short one may be a long one.
+took: list[float] = []
+
+
+def hold(seconds: float) -> None:
+    began = time.monotonic()
+    hold_up_thread(seconds)
+    took.append(time.monotonic() - began)
+
+
 def let_go(step: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         for _ in range(40):
@@ -96,8 +106,8 @@ def let_go(step: Callable[[], None]) -> Callable[[], None]:
     [
         lambda: gevent.sleep(0.3),
         lambda: gevent.get_hub().threadpool.apply(hold_up_thread, (0.3,)),
-        let_go(lambda: hold_up_thread(0.01)),
-        lambda: hold_up_thread(0.03),
+        let_go(lambda: hold(0.01)),
+        lambda: hold(0.03),
     ],
     ids=["waits", "in a thread", "lets go at times", "short"],
 )
@@ -109,11 +119,12 @@ def test_what_lets_go_of_the_loop_is_not_told(
             work()
             return message
 
+    took.clear()
     with room(Chat).connect() as ws:
         for _ in range(3):
             ws.send("x")
             assert ws.recv(5) == "x"
-    assert not told(caplog)
+    assert not told(caplog) or max(took, default=0.0) > 0.09
 
 
 def test_many_short_ones_in_a_row_are_nobodys_fault(
