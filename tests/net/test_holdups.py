@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import re
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from gevent.event import Event
 
 from support import Server, wait_until
 from support.room import MakeRoom, hold_up_thread
+from support.threads import in_thread
 from wsmiddleware import WebSocketListener, create_websocket_client
 from wsmiddleware.listeners.callbacks import CLIENT, SERVER
+from wsmiddleware.net import holdups
 from wsmiddleware.net.holdups import HoldUps
 from wsmiddleware.net.reactor import Reactor
 
@@ -262,3 +265,19 @@ def test_watching_keeps_no_reactor_alive() -> None:
     reference = use()
     gc.collect()
     wait_until(lambda: reference() is None)
+
+
+def test_watching_ends_with_the_loop() -> None:
+    # An exception in the watching thread fails the test: warnings are errors.
+    def live() -> None:
+        Reactor().start_clock()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    in_thread(live)
+    wait_until(lambda: not is_watching())
+
+
+def is_watching() -> bool:
+    """Whether a thread of this process watches a loop."""
+    frames = sys._current_frames().values()
+    return any(frame.f_code.co_filename == holdups.__file__ for frame in frames)

@@ -113,7 +113,10 @@ class HoldUps:
             reactors = [reactor for ref in self._reactors if (reactor := ref()) is not None]
             if not reactors or self._token is not token:
                 return
-            now, turned = time.monotonic(), self._loop.now() + self._offset
+            try:
+                now, turned = time.monotonic(), self._loop.now() + self._offset
+            except ValueError:  # the loop has been destroyed
+                return
             found = _callback(self._thread_id) if now - turned > _INTERVAL / 2 else None
             progress = [reactor.progress() for reactor in reactors]
             wait = look.at(now, due, turned, progress if found else None)
