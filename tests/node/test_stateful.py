@@ -111,9 +111,10 @@ class Browser:
         self.is_refused = False
 
     def take(self, frames: list[str]) -> None:
+        kinds = {"hello": self._hello, "reset": self._reset, "message": self._message}
         for text in frames:
             frame = json.loads(text)
-            getattr(self, f"_{frame.pop('type')}")(frame)
+            kinds[frame.pop("type")](frame)
 
     def _hello(self, frame: dict[str, Any]) -> None:
         self.greeted += 1

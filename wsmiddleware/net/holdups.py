@@ -14,7 +14,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, Protocol
 
 from gevent import monkey
@@ -205,9 +205,10 @@ def _callback(thread_id: int) -> tuple[str, str] | None:
             inner = [frame for frame in frames[: at + 1] if _is_theirs(frame)]
             # Below the decorators that are around it.
             named = [frame for frame in inner if frame.f_code.co_name.startswith("on_")]
-            code = (named or inner)[-1].f_code
-            line = next(each for each in inner if each.f_code.co_filename == code.co_filename)
-            return _name(code), f"{code.co_filename}, line {line.f_lineno}"
+            callback = (named or inner)[-1]
+            file = callback.f_code.co_filename
+            line = next(each for each in inner if each.f_code.co_filename == file)
+            return _name(callback), f"{file}, line {line.f_lineno}"
     return None
 
 
@@ -222,6 +223,12 @@ def _is_theirs(frame: FrameType) -> bool:
     return not frame.f_code.co_filename.startswith(_PACKAGE)
 
 
-def _name(code: CodeType) -> str:
-    name: str = getattr(code, "co_qualname", code.co_name)  # from Python 3.11 on
-    return name.rpartition("<locals>.")[2]
+def _name(callback: FrameType) -> str:
+    code = callback.f_code
+    name: str | None = getattr(code, "co_qualname", None)
+    if name is not None:
+        return name.rpartition("<locals>.")[2]
+    # Python 3.10 does not know it: what it is a method of tells.
+    owner = callback.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    cls = owner if isinstance(owner, type) else type(owner)
+    return f"{cls.__name__}.{code.co_name}" if hasattr(cls, code.co_name) else code.co_name
