@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import flask
+import msgspec
 import pytest
 
 from support import wait_until
@@ -152,7 +153,6 @@ def test_flasks_provider_and_msgspec_are_such_objects() -> None:
     app = flask.Flask(__name__)
     assert json.loads(sender(given(app.json))({"day": DAY}))["day"].startswith("Tue, 03 Feb 2026")
     assert reader(given(app.json))('{"a": 1}') == {"a": 1}
-    msgspec: Any = pytest.importorskip("msgspec")
     assert sender(given(msgspec.json))({"day": DAY}) == '{"day":"2026-02-03"}'
     assert reader(given(msgspec.json))('{"a": 1}') == {"a": 1}
 
