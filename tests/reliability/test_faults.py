@@ -357,6 +357,7 @@ def test_nothing_but_time_stamps_reads_the_clock_on_the_wall() -> None:
     }
     assert readers == {
         "wsmiddleware/listeners/session.py: time.time()",  # opened_at
+        "wsmiddleware/net/connection.py: time.time()",  # expires_at is a time of day, as given
         "wsmiddleware/connect.py: datetime.now()",  # what the command line shows
         "wsmiddleware/handler.py: time.time()",  # the access log
         "wsmiddleware/reading.py: time.time()",  # the same, for what is refused
