@@ -17,9 +17,11 @@ from support.servers import Tls, read_all
 from wsmiddleware.handler import WebSocketHandler
 from wsmiddleware.server import WSGIServer
 
-#: Processor time in which the loop may have no turn; all of it takes several times as much.
-HELD = 0.06
+#: Seconds of processor time that all of it takes, at least.
 ALL = 0.2
+#: The longest part of that in which the loop may have no turn: all of it, for one that never waits.
+#: A part, for where coverage is measured each piece takes several times as long.
+SHARE = 0.4
 
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
 LENGTH = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
@@ -98,4 +100,4 @@ def test_one_that_goes_on_gives_way_to_others(kind: str, case: str, tmp_path: Pa
     finally:
         server.stop()
     assert last - began > ALL, "this is not enough to tell"
-    assert longest < HELD
+    assert longest < SHARE * (last - began)
