@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import textwrap
@@ -15,7 +14,7 @@ import gevent
 import pytest
 
 import wsmiddleware
-from support import wait_until
+from support import unmeasured, wait_until
 from support.backplane import SUBJECT, Follower
 from support.redis import RedisServer, redis_server
 from wsmiddleware import ConfigError, Publisher
@@ -72,8 +71,7 @@ def run(source: str, *arguments: str) -> str:
     """What a process without gevent prints."""
     command = [sys.executable, "-c", textwrap.dedent(source), *arguments]
     # Whoever measures coverage in it brings gevent.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=unmeasured())
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import re
 import signal
 import socket
@@ -30,6 +31,7 @@ __all__ = [
     "let_pass",
     "running",
     "serving",
+    "unmeasured",
     "wait_until",
     "websocket_request",
 ]
@@ -39,6 +41,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Seconds after which something that should have happened has not.
 PATIENCE = 10.0
+
+
+def unmeasured(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """`env` for a process whose coverage is not measured."""
+    return {name: value for name, value in env.items() if not name.startswith("COVERAGE_")}
 
 
 def wait_until(
