@@ -283,7 +283,7 @@ class Callable_:
         passes(lambda self, wsclient, message: None),
         with_user(lambda self, user, wsclient, message: None),
         functools.partialmethod(lambda self, kind, wsclient, message: None, "text"),
-        functools.partial(lambda kind, *args: None, "text"),
+        staticmethod(functools.partial(lambda kind, *args: None, "text")),
         staticmethod(lambda wsclient, message: None),
         Callable_(),
         functools.lru_cache(lambda self, wsclient, message: None),
